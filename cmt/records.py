@@ -1,0 +1,161 @@
+"""The plain data that passes between the parts: documents in, answers out.
+
+Shape legend: L layers, G key/value heads, K memory tokens, E head size, C key size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """A text to learn.
+
+    Attributes:
+        text: What is learned. Must hold at least one non-space character.
+        id: The caller's name for it, unique in a bank; None derives one from the text.
+        title: Shown with answers; not learned.
+        date: ISO 8601 date or date-time, or None.
+        source: Where it came from (a path, a URL); shown with answers.
+        metadata: Any JSON-serialisable mapping, stored and returned unchanged.
+    """
+
+    text: str
+    id: str | None = None
+    title: str = ""
+    date: str | None = None
+    source: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """Which weights made a memory: hex digests of the frozen model and of the compressor."""
+
+    base_model: str
+    compressor: str
+
+    def __str__(self) -> str:
+        return f"base model {self.base_model[:16]}, compressor {self.compressor[:16]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedPiece:
+    """One compressed piece of a document, on its way into the bank.
+
+    Attributes:
+        start, end: Character offsets of the piece in the document's text.
+        tokens: Number of text tokens compressed.
+        key: Unit vector, float32, shape (C,).
+        memory: Keys and values at the memory positions, shape (L, 2, G, K, E).
+    """
+
+    start: int
+    end: int
+    tokens: int
+    key: torch.Tensor
+    memory: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDocument:
+    """A document as the bank holds it; `added_at` is ISO 8601 UTC, `memories` counts its pieces."""
+
+    id: str
+    text: str
+    title: str
+    date: str | None
+    source: str
+    metadata: Mapping[str, Any]
+    added_at: str
+    memories: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMemory:
+    """One memory read back from the bank, checksum verified; shapes as in `EncodedPiece`."""
+
+    memory_id: int
+    document_id: str
+    start: int
+    end: int
+    tokens: int
+    memory: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """A memory that self-matching found for a question.
+
+    Attributes:
+        score: Cosine similarity of the question's key and the memory's key, in [-1, 1].
+        weight: Its share in the aggregated prefix; the weights of an answer sum to 1.
+        excerpt: The piece of text the memory was compressed from.
+    """
+
+    memory_id: int
+    document_id: str
+    title: str
+    date: str | None
+    source: str
+    start: int
+    end: int
+    score: float
+    weight: float
+    excerpt: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer with its sources and what it cost.
+
+    Attributes:
+        matches: Best first; empty when the frozen model answered without memory.
+        prompt_tokens: Tokens of text the frozen model read (question and template).
+        memory_tokens: Memory positions put before them.
+        generated_tokens: Tokens generated, the end token not counted.
+        seconds: Wall-clock time of the batch the question was in, matching included.
+    """
+
+    question: str
+    text: str
+    matches: tuple[Match, ...]
+    prompt_tokens: int
+    memory_tokens: int
+    generated_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A document that could not be learned: which one (id, path or position) and why."""
+
+    document: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddReport:
+    """What became of a batch of documents; ids are the bank's.
+
+    Attributes:
+        memories, memory_bytes: What was written, in records and bytes of memory tensor.
+        tokens: Text tokens compressed.
+        seconds: Wall-clock time of the whole call.
+    """
+
+    added: tuple[str, ...]
+    updated: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    failed: tuple[Failure, ...]
+    memories: int
+    memory_bytes: int
+    tokens: int
+    seconds: float
