@@ -24,6 +24,10 @@ class DocumentError(InputError):
     """One document can't be learned (empty, binary, unreadable, broken); others can."""
 
 
+class UnknownIdError(InputError):
+    """The bank holds no document or memory with the id that was asked for."""
+
+
 class ModelError(CMTError):
     """The base model can't be found, fetched, verified or used."""
 

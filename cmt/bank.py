@@ -1,0 +1,300 @@
+"""The durable memory bank: documents, their memories and keys, in one SQLite file.
+
+What `Bank.add` has returned is on disk: it survives a crash of the process or of the machine.
+One process writes at a time while others wait for it; any number read meanwhile. Threads may
+share a `Bank`; a forked child must open its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import TracebackType
+
+from cmt import bank_check, bank_read, bank_write
+from cmt.bank_connection import Connection, Mode, check_path
+from cmt.bank_entries import document_entry
+from cmt.bank_records import (
+    Counts,
+    KeyChanges,
+    MemorySource,
+    Outcome,
+    Problem,
+    Standing,
+    Stats,
+    Status,
+)
+from cmt.bank_rows import SELECT_DOCUMENT, stored_document
+from cmt.errors import BankError, InputError, UnknownIdError
+from cmt.records import Document, EncodedPiece, Fingerprint, StoredDocument, StoredMemory
+
+__all__ = [
+    "Bank",
+    "Counts",
+    "KeyChanges",
+    "MemorySource",
+    "Outcome",
+    "Problem",
+    "Standing",
+    "Stats",
+    "Status",
+]
+
+_BUSY_SECONDS = 30.0
+_DOCUMENTS_AT_ONCE = 256
+
+
+class Bank:
+    """An open memory bank; make one with `Bank.open`.
+
+    Attributes:
+        path: The file.
+        fingerprint: The base model and compressor that made its memories.
+        read_only: Whether `add`, `delete` and `vacuum` are refused.
+    """
+
+    def __init__(
+        self, path: Path, fingerprint: Fingerprint, reader: Connection, writer: Connection | None
+    ) -> None:
+        self.path = path
+        self.fingerprint = fingerprint
+        self.read_only = writer is None
+        # Two connections, so that readers do not wait while this process writes.
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        fingerprint: Fingerprint | None,
+        *,
+        read_only: bool = False,
+        busy_seconds: float = _BUSY_SECONDS,
+    ) -> Bank:
+        """Open a bank, or create it where there is no file yet.
+
+        Args:
+            path: The bank's file; its folder must exist.
+            fingerprint: What makes and reads the memories. None accepts an existing bank of
+                any fingerprint, for listing, deleting and checking without a model.
+            read_only: Change nothing; the bank must exist.
+            busy_seconds: How long a write waits for another process that is writing.
+
+        Raises:
+            FingerprintMismatchError: The bank's memories were made by other weights.
+            BankError: The path, the file or its permissions don't allow it; says which.
+        """
+        path = Path(path)
+        check_path(path, must_exist=read_only or fingerprint is None, read_only=read_only)
+        with ExitStack() as undo:
+            writer = None
+            if not read_only:
+                mode: Mode = "rw" if fingerprint is None else "rwc"
+                writer = undo.enter_context(closing(Connection(path, mode, busy_seconds)))
+                writer.prepare(fingerprint)
+            reader = undo.enter_context(closing(Connection(path, "ro", busy_seconds)))
+            reader.recognise()
+            found = reader.check_fingerprint(fingerprint)
+            undo.pop_all()
+        return cls(path, found, reader, writer)
+
+    def close(self) -> None:
+        """Close the file; any later call but this one raises `BankError`."""
+        self._reader.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def __enter__(self) -> Bank:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def add(self, entries: Sequence[tuple[Document, Sequence[EncodedPiece]]]) -> list[Outcome]:
+        """Store documents with their compressed pieces, all of them or none; durable on return.
+
+        A document's content is its text alone. Where the bank meets a document
+
+        - with an id it doesn't hold: "added";
+        - with an id it holds with another text: the new text and memories replace the old
+          in the same transaction, "updated";
+        - with an id it holds with the same text: the memories stay and pieces are not needed;
+          title, date, source and metadata are taken over where they differ, "unchanged";
+        - without id, with a text it doesn't hold: "added" under an id derived from the text;
+        - without id, with a text it holds: nothing is written, "unchanged"; `Outcome.id` is
+          the id it is held under.
+
+        Returns:
+            One outcome for each entry, in order.
+
+        Raises:
+            InputError: A document or piece can't be stored (names it); nothing was written.
+            BankError: Full disk, locked, read-only; nothing was written, the bank stays usable.
+        """
+        prepared = [document_entry(document, pieces) for document, pieces in entries]
+        with self._writable().writing() as sqlite:
+            bank_write.check_layout(sqlite, prepared)
+            return [bank_write.put(sqlite, entry) for entry in prepared]
+
+    def status_of(self, document: Document) -> Standing:
+        """Whether `add` would need the document compressed: "new" and "changed" ones it does.
+
+        Raises:
+            InputError: The document can't be stored.
+        """
+        entry = document_entry(document)
+        with self._reader.reading() as sqlite:
+            known = bank_write.find(sqlite, entry)
+        if known is None:
+            return "new"
+        return "unchanged" if known[2] == entry.content_hash else "changed"
+
+    def get(self, document_id: str) -> StoredDocument:
+        """The document with this id.
+
+        Raises:
+            UnknownIdError: There is none.
+            CorruptRecordError: It is not as it was written.
+        """
+        with self._reader.reading() as sqlite:
+            row = sqlite.execute(f"{SELECT_DOCUMENT} WHERE id = ?", (document_id,)).fetchone()
+        if row is None:
+            raise UnknownIdError(f"no document with id {document_id!r} is in the bank {self.path}")
+        return stored_document(row)
+
+    def delete(self, document_id: str) -> bool:
+        """Forget a document and its memories; False when there is none with this id.
+
+        The bytes are overwritten in the file; copies in its log are gone after `vacuum`.
+        """
+        with self._writable().writing() as sqlite:
+            return bank_write.remove(sqlite, document_id)
+
+    def documents(self, *, limit: int | None = None, offset: int = 0) -> Iterator[StoredDocument]:
+        """The documents in the order they were added, skipping `offset`, at most `limit`.
+
+        Raises:
+            InputError: A negative limit or offset.
+            CorruptRecordError: On the way, at a document that is not as it was written.
+        """
+        if offset < 0 or (limit is not None and limit < 0):
+            raise InputError(f"expected limit and offset >= 0, got {limit} and {offset}")
+        return self._documents(limit, offset)
+
+    def _documents(self, limit: int | None, offset: int) -> Iterator[StoredDocument]:
+        after, left = 0, limit
+        while left is None or left > 0:
+            how_many = _DOCUMENTS_AT_ONCE if left is None else min(left, _DOCUMENTS_AT_ONCE)
+            with self._reader.reading() as sqlite:
+                rows = bank_read.read_document_rows(sqlite, after, how_many, offset)
+            if not rows:
+                return
+            yield from map(stored_document, rows)
+            after, offset = rows[-1][-1], 0
+            left = None if left is None else left - len(rows)
+
+    def count(self) -> Counts:
+        """How many documents and memories the bank holds."""
+        with self._reader.reading() as sqlite:
+            return Counts(
+                *sqlite.execute(
+                    "SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM memories)"
+                ).fetchone()
+            )
+
+    def stats(self) -> Stats:
+        """How much the bank holds and how large it is; reads every text, not the tensors."""
+        with self._reader.reading() as sqlite:
+            documents, text_bytes = sqlite.execute(
+                "SELECT count(*), coalesce(sum(length(CAST(text AS BLOB))), 0) FROM documents"
+            ).fetchone()
+            memories, memory_bytes, key_bytes = sqlite.execute(
+                "SELECT count(*), coalesce(sum(memory_bytes), 0), coalesce(sum(length(key)), 0) "
+                "FROM memories"
+            ).fetchone()
+        files = [self.path, self.path.with_name(f"{self.path.name}-wal")]
+        return Stats(
+            documents=documents,
+            memories=memories,
+            memory_bytes=memory_bytes,
+            key_bytes=key_bytes,
+            text_bytes=text_bytes,
+            file_bytes=sum(file.stat().st_size for file in files if file.exists()),
+        )
+
+    def key_changes(self, cursor: int, *, limit: int | None = None) -> KeyChanges:
+        """The keys added and removed since a cursor, by this process or any other.
+
+        Args:
+            cursor: 0 for everything, else the cursor of an earlier `KeyChanges`.
+            limit: Most keys to return at once; `KeyChanges.complete` tells whether more follow.
+
+        Raises:
+            InputError: The cursor is not of this bank, or limit < 1.
+        """
+        if limit is not None and limit < 1:
+            raise InputError(f"expected limit >= 1, got {limit}")
+        with self._reader.reading() as sqlite:
+            return bank_read.read_key_changes(sqlite, cursor, limit)
+
+    def memories(self, memory_ids: Sequence[int]) -> list[StoredMemory]:
+        """The memories with these ids in this order, checksums verified; ids may repeat.
+
+        Raises:
+            UnknownIdError: One of them is not in the bank.
+            CorruptRecordError: One is not as it was written; names its document and id.
+        """
+        with self._reader.reading() as sqlite:
+            found = {i: bank_read.read_memory(sqlite, i) for i in dict.fromkeys(memory_ids)}
+        return [found[memory_id] for memory_id in memory_ids]
+
+    def sources(self, memory_ids: Sequence[int]) -> list[MemorySource]:
+        """Document and excerpt of each of these memories, in this order, without tensors.
+
+        Raises:
+            UnknownIdError: One of them is not in the bank.
+            CorruptRecordError: A document is not as it was written.
+        """
+        with self._reader.reading() as sqlite:
+            return bank_read.read_sources(sqlite, memory_ids)
+
+    def verify(self) -> list[Problem]:
+        """Every damage in the file, document and memory named; empty for a sound bank.
+
+        Reads all bytes, on a connection of its own, so that others go on working.
+        """
+        with (
+            closing(Connection(self.path, "ro", _BUSY_SECONDS)) as connection,
+            connection.reading() as sqlite,
+        ):
+            return bank_check.find_problems(sqlite)
+
+    def vacuum(self) -> None:
+        """Rewrite the file without the room that deleted records left, and empty its log.
+
+        Needs free disk space of about twice the file for as long as it runs.
+
+        Raises:
+            BankError: Another process is using the bank; no room; read-only.
+        """
+        with self._writable().exclusive() as sqlite:
+            sqlite.execute("VACUUM")
+            busy = sqlite.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if busy:
+            raise BankError(
+                f"the bank {self.path} is packed, but its log still holds deleted bytes, because "
+                "another process is reading: call vacuum() again when it is done"
+            )
+
+    def _writable(self) -> Connection:
+        if self._writer is None:
+            raise BankError(f"the bank {self.path} was opened read-only: it can't be changed")
+        return self._writer

@@ -1,0 +1,174 @@
+"""Documents and their compressed pieces checked and turned to bytes, ready to be stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cmt.bank_rows import memory_checksum
+from cmt.errors import DocumentError, InputError
+from cmt.records import Document, EncodedPiece
+from cmt.tensor_bytes import dtype_name, tensor_to_bytes, text_hash
+
+UNIT_TOLERANCE = 0.01  # how far a key's length may be from 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What all memories of one bank share; the number of memory tokens K is free."""
+
+    layers: int
+    kv_heads: int
+    head_size: int
+    key_size: int
+
+    def __str__(self) -> str:
+        return (
+            f"(L={self.layers}, 2, G={self.kv_heads}, K, E={self.head_size}) "
+            f"with keys of {self.key_size}"
+        )
+
+    @classmethod
+    def of(cls, shape: Sequence[int], key_size: int) -> Layout:
+        """The layout of a memory of shape (L, 2, G, K, E)."""
+        return cls(shape[0], shape[2], shape[4], key_size)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEntry:
+    """A memory as the bank writes it; `key` and `data` are raw bytes, `shape` a JSON list."""
+
+    start: int
+    end: int
+    tokens: int
+    dtype: str
+    shape: str
+    checksum: bytes
+    key: bytes
+    data: bytes
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentEntry:
+    """A document as the bank writes it; `metadata` is JSON."""
+
+    id: str | None
+    title: str
+    date: str | None
+    source: str
+    metadata: str
+    content_hash: str
+    text: str
+    memories: tuple[MemoryEntry, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return _name(self.id, self.text)
+
+
+def document_entry(document: Document, pieces: Sequence[EncodedPiece] = ()) -> DocumentEntry:
+    """Check a document and its pieces and turn them to bytes.
+
+    Raises:
+        InputError: Something in it can't be stored; says what, and of which document.
+    """
+    _check_text_fields(document)
+    content_hash = text_hash(document.text)
+    return DocumentEntry(
+        id=document.id,
+        title=document.title,
+        date=document.date,
+        source=document.source,
+        metadata=_metadata_json(document),
+        content_hash=content_hash,
+        text=document.text,
+        memories=tuple(_memory_entry(document, piece, content_hash) for piece in pieces),
+    )
+
+
+def _name(document_id: str | None, text: str) -> str:
+    return f"document {document_id!r}" if document_id is not None else f"document {text[:40]!r}…"
+
+
+def _check_text_fields(document: Document) -> None:
+    name = _name(document.id, str(document.text))
+    for field in ("text", "id", "title", "date", "source"):
+        value = getattr(document, field)
+        if value is None and field in ("id", "date"):
+            continue
+        if not isinstance(value, str):
+            raise DocumentError(f"{name}: expected {field} to be a str, got {value!r}")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise DocumentError(f"{name}: {field} is not valid Unicode ({error})") from error
+        if field in ("text", "id") and not value.strip():
+            raise DocumentError(f"{name}: expected {field} to hold more than spaces, got {value!r}")
+
+
+def _metadata_json(document: Document) -> str:
+    name = _name(document.id, document.text)
+    if not isinstance(document.metadata, Mapping):
+        raise DocumentError(f"{name}: expected metadata to be a mapping, got {document.metadata!r}")
+    metadata: dict[str, Any] = dict(document.metadata)
+    try:
+        encoded = json.dumps(metadata, allow_nan=False)
+        decoded = json.loads(encoded)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DocumentError(f"{name}: metadata can't be written as JSON ({error})") from error
+    if decoded != metadata:
+        raise DocumentError(
+            f"{name}: metadata would come back from JSON as {decoded!r}, not as {metadata!r}: "
+            "use str as keys and lists instead of tuples"
+        )
+    return encoded
+
+
+def _memory_entry(document: Document, piece: EncodedPiece, content_hash: str) -> MemoryEntry:
+    name = f"{_name(document.id, document.text)}, piece [{piece.start}:{piece.end}]"
+    _check_piece(name, document, piece)
+    dtype, shape = dtype_name(piece.memory.dtype), json.dumps(list(piece.memory.shape))
+    key, data = tensor_to_bytes(piece.key), tensor_to_bytes(piece.memory)
+    return MemoryEntry(
+        start=piece.start,
+        end=piece.end,
+        tokens=piece.tokens,
+        dtype=dtype,
+        shape=shape,
+        checksum=memory_checksum(
+            piece.start, piece.end, piece.tokens, dtype, shape, content_hash, key, data
+        ),
+        key=key,
+        data=data,
+        layout=Layout.of(piece.memory.shape, piece.key.shape[0]),
+    )
+
+
+def _check_piece(name: str, document: Document, piece: EncodedPiece) -> None:
+    length = len(document.text)
+    if not 0 <= piece.start < piece.end <= length:
+        raise InputError(f"{name}: expected 0 <= start < end <= {length} (the text's length)")
+    if piece.tokens < 1:
+        raise InputError(f"{name}: expected at least 1 token, got {piece.tokens}")
+    key, memory = piece.key, piece.memory
+    if key.ndim != 1 or key.numel() == 0 or key.dtype != torch.float32:
+        raise InputError(
+            f"{name}: expected a float32 key of shape (C,), got {key.dtype} {tuple(key.shape)}"
+        )
+    if memory.ndim != 5 or memory.shape[1] != 2 or memory.numel() == 0:
+        raise InputError(
+            f"{name}: expected a memory of shape (L, 2, G, K, E), got {tuple(memory.shape)}"
+        )
+    dtype_name(memory.dtype)
+    for what, tensor in (("key", key), ("memory", memory)):
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{name}: expected finite numbers, got NaN or infinity in its {what}")
+    norm = float(torch.linalg.vector_norm(key))
+    if abs(norm - 1.0) > UNIT_TOLERANCE:
+        raise InputError(f"{name}: expected a key of length 1, got length {norm:.4g}")

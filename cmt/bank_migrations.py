@@ -1,0 +1,83 @@
+"""The bank's schema, as the list of steps that made it.
+
+Append only: a step that was released never changes, because banks on users' disks have
+already taken it. `PRAGMA user_version` counts the steps a file has taken.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+APPLICATION_ID = 0x636D7462  # "cmtb": tells a bank from other SQLite files
+
+_FIRST = (
+    # One row. `last_change` numbers every memory and every removal, so that one cursor
+    # follows both and a memory id is never used twice.
+    """
+    CREATE TABLE bank (
+        base_model TEXT NOT NULL,
+        compressor TEXT NOT NULL,
+        last_change INTEGER NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE documents (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        title TEXT NOT NULL,
+        date TEXT,
+        source TEXT NOT NULL,
+        metadata TEXT NOT NULL,
+        added_at TEXT NOT NULL,
+        content_hash TEXT NOT NULL,
+        checksum BLOB NOT NULL,
+        text TEXT NOT NULL
+    )
+    """,
+    "CREATE INDEX documents_by_content ON documents (content_hash)",
+    # shape: the tensor's (L, 2, G, K, E) as a JSON list.
+    """
+    CREATE TABLE memories (
+        memory_id INTEGER PRIMARY KEY AUTOINCREMENT,
+        document INTEGER NOT NULL REFERENCES documents (number) ON DELETE CASCADE,
+        start_char INTEGER NOT NULL,
+        end_char INTEGER NOT NULL,
+        tokens INTEGER NOT NULL,
+        dtype TEXT NOT NULL DEFAULT 'bfloat16',
+        shape TEXT NOT NULL,
+        memory_bytes INTEGER NOT NULL,
+        checksum BLOB NOT NULL,
+        key BLOB NOT NULL
+    )
+    """,
+    "CREATE INDEX memories_by_document ON memories (document, memory_bytes)",
+    # Apart from `memories`, so that scanning keys does not step over the big tensors.
+    """
+    CREATE TABLE tensors (
+        memory_id INTEGER PRIMARY KEY REFERENCES memories (memory_id) ON DELETE CASCADE,
+        data BLOB NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE removals (
+        change INTEGER PRIMARY KEY,
+        memory_id INTEGER NOT NULL
+    )
+    """,
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+
+
+def schema_version(connection: sqlite3.Connection) -> int:
+    """How many migrations the file has taken."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Take the steps the file lacks; call it inside a write transaction."""
+    for step in MIGRATIONS[schema_version(connection) :]:
+        for statement in step:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

@@ -1,0 +1,93 @@
+"""The small results that the memory bank hands out, beside those of `cmt.records`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Status = Literal["added", "updated", "unchanged"]
+Standing = Literal["new", "unchanged", "changed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What `Bank.add` did with one document; `id` is its id in the bank."""
+
+    id: str
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much a bank holds."""
+
+    documents: int
+    memories: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """How much a bank holds, and where the bytes are.
+
+    Attributes:
+        memory_bytes, key_bytes: Bytes of memory tensors and of key vectors.
+        text_bytes: Bytes of the documents' texts in UTF-8.
+        file_bytes: Size on disk of the bank's file and its write-ahead log.
+    """
+
+    documents: int
+    memories: int
+    memory_bytes: int
+    key_bytes: int
+    text_bytes: int
+    file_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyChanges:
+    """What became of a bank's keys since a cursor.
+
+    Attributes:
+        cursor: Pass it to the next `Bank.key_changes`.
+        added_ids: Memory ids, n of them, ascending.
+        added_keys: Their keys, float32, shape (n, C); (0, 0) when n is 0.
+        removed_ids: Memory ids that are gone; some may never have been reported as added.
+        complete: False when a limit cut the added ones short: ask again from `cursor`.
+    """
+
+    cursor: int
+    added_ids: list[int]
+    added_keys: np.ndarray
+    removed_ids: list[int]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySource:
+    """Where a memory came from; `excerpt` is the text between the offsets `start` and `end`."""
+
+    memory_id: int
+    document_id: str
+    title: str
+    date: str | None
+    source: str
+    start: int
+    end: int
+    excerpt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One damage that `Bank.verify` found; the ids are None where it belongs to no record."""
+
+    document_id: str | None
+    memory_id: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        where = [] if self.document_id is None else [f"document {self.document_id!r}"]
+        if self.memory_id is not None:
+            where.append(f"memory {self.memory_id}")
+        return f"{', '.join(where) or 'file'}: {self.reason}"

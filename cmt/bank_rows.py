@@ -1,0 +1,117 @@
+"""Rows of the bank read back into records, and the test of their checksums."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cmt.errors import CorruptRecordError
+from cmt.records import StoredDocument, StoredMemory
+from cmt.tensor_bytes import checksum, tensor_from_bytes, text_hash
+
+Row = tuple[Any, ...]
+
+SELECT_DOCUMENT = """
+SELECT id, title, date, source, metadata, added_at, content_hash, checksum, text,
+    (SELECT count(*) FROM memories WHERE document = number),
+    (SELECT coalesce(sum(memory_bytes), 0) FROM memories WHERE document = number),
+    number
+FROM documents
+"""
+
+SELECT_MEMORY = """
+SELECT documents.id, memory_id, start_char, end_char, tokens, dtype, shape, memories.checksum,
+    documents.content_hash, key, data
+FROM memories
+LEFT JOIN documents ON number = document
+LEFT JOIN tensors USING (memory_id)
+WHERE memory_id = ?
+"""
+
+
+def document_checksum(*fields: str | None) -> bytes:
+    """Guards id, title, date, source, metadata, added_at and content hash, in this order.
+
+    The text is guarded by the content hash.
+    """
+    return checksum(fields)
+
+
+def memory_checksum(
+    start: int, end: int, tokens: int, dtype: str, shape: str, content_hash: str, *data: bytes
+) -> bytes:
+    """Guards a memory: `data` is its key's bytes and its tensor's, the hash binds it to a text."""
+    return checksum((start, end, tokens, dtype, shape, content_hash), *data)
+
+
+def document_damage(row: Row) -> str | None:
+    """What is wrong with a row of `SELECT_DOCUMENT`, None when it is as it was written."""
+    *fields, content_hash, stored, text = row[:9]
+    if document_checksum(*fields, content_hash) != stored:
+        return "its fields don't match their checksum"
+    if not isinstance(text, str) or text_hash(text) != content_hash:
+        return "its text doesn't match its checksum"
+    return None
+
+
+def stored_document(row: Row) -> StoredDocument:
+    """The document of a row of `SELECT_DOCUMENT`.
+
+    Raises:
+        CorruptRecordError: The row is not as it was written.
+    """
+    damage = document_damage(row)
+    if damage is not None:
+        raise corrupt(row[0], None, damage)
+    return StoredDocument(
+        id=row[0],
+        title=row[1],
+        date=row[2],
+        source=row[3],
+        metadata=json.loads(row[4]),
+        added_at=row[5],
+        text=row[8],
+        memories=row[9],
+        memory_bytes=row[10],
+    )
+
+
+def memory_damage(row: Row) -> str | None:
+    """What is wrong with a row of `SELECT_MEMORY`, None when it is as it was written."""
+    _, _, start, end, tokens, dtype, shape, stored, content_hash, key, data = row
+    if content_hash is None:
+        return "its document is gone"
+    if not isinstance(key, bytes) or not isinstance(data, bytes):
+        return "its key or its tensor is gone"
+    if memory_checksum(start, end, tokens, dtype, shape, content_hash, key, data) != stored:
+        return "its bytes don't match their checksum"
+    return None
+
+
+def stored_memory(row: Row) -> StoredMemory:
+    """The memory of a row of `SELECT_MEMORY`.
+
+    Raises:
+        CorruptRecordError: The row is not as it was written.
+    """
+    damage = memory_damage(row)
+    if damage is not None:
+        raise corrupt(row[0], row[1], damage)
+    return StoredMemory(
+        document_id=row[0],
+        memory_id=row[1],
+        start=row[2],
+        end=row[3],
+        tokens=row[4],
+        memory=tensor_from_bytes(row[10], json.loads(row[6]), row[5]),
+    )
+
+
+def corrupt(document_id: str | None, memory_id: int | None, reason: str) -> CorruptRecordError:
+    """The error that names a damaged record and says what to do about it."""
+    name = "an unknown document" if document_id is None else f"document {document_id!r}"
+    if memory_id is not None:
+        name += f", memory {memory_id}"
+    return CorruptRecordError(
+        f"{name}: {reason}; delete the document and add it again, or restore a copy of the bank"
+    )

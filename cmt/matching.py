@@ -1,0 +1,176 @@
+"""Self-matching's search: a question's key against every key of the bank, exactly.
+
+Shape legend: N keys in the bank, Q questions, C key size.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cmt.bank import Bank, KeyChanges
+from cmt.bank_entries import UNIT_TOLERANCE
+from cmt.errors import EmptyBankError, InputError
+
+_KEYS_AT_ONCE = 8192
+_FIRST_ROWS = 1024
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A memory that a search found; `score` is the cosine of the two keys, in [-1, 1]."""
+
+    memory_id: int
+    score: float
+
+
+class KeyIndex:
+    """All keys of a bank in memory, following the bank as it changes.
+
+    Threads may share an index. It is in NumPy, not torch, because torch's float32 products
+    may be set to lower precision for the whole process, and a search is to be exact.
+    """
+
+    def __init__(self, bank: Bank) -> None:
+        self._bank = bank
+        self._lock = threading.Lock()
+        self._cursor = 0
+        self._size = 0  # rows in use; those behind are spare
+        self._keys_NC = np.empty((0, 0), np.float32)
+        self._ids_N = np.empty(0, np.int64)
+        self._rows: dict[int, int] = {}  # memory id -> row
+
+    def __len__(self) -> int:
+        """How many keys the index held after its last search or refresh."""
+        return self._size
+
+    def refresh(self) -> None:
+        """Take over what changed in the bank; every search does it first."""
+        with self._lock:
+            self._refresh()
+
+    def search(self, query_keys: torch.Tensor, top_k: int) -> list[list[Hit]]:
+        """The best memories for each question by exact cosine, best first.
+
+        Equal scores are ordered by memory id. A question's hits depend on nothing but its key
+        and the bank: not on the other questions, nor on the order in which memories came.
+
+        Args:
+            query_keys: Unit vectors, shape (Q, C).
+            top_k: Most hits a question; fewer where the bank holds fewer memories.
+
+        Raises:
+            EmptyBankError: The bank holds no memory.
+            InputError: top_k < 1, or keys of another shape, not finite or not of length 1.
+        """
+        if top_k < 1:
+            raise InputError(f"expected top_k >= 1, got {top_k}")
+        with self._lock:
+            self._refresh()
+            if self._size == 0:
+                raise EmptyBankError("the bank holds no memory yet: add documents first")
+            keys_NC, ids_N = self._keys_NC[: self._size], self._ids_N[: self._size]
+            queries_QC = _checked_queries(query_keys, keys_NC.shape[1])
+            scores_NQ = keys_NC @ queries_QC.T
+            return [
+                _best(keys_NC, ids_N, query_C, scores_N, top_k)
+                for query_C, scores_N in zip(queries_QC, scores_NQ.T, strict=True)
+            ]
+
+    def _refresh(self) -> None:
+        complete = False
+        while not complete:
+            changes = self._bank.key_changes(self._cursor, limit=_KEYS_AT_ONCE)
+            for memory_id in changes.removed_ids:
+                self._remove(memory_id)
+            self._append(changes)
+            self._cursor, complete = changes.cursor, changes.complete
+
+    def _append(self, changes: KeyChanges) -> None:
+        if not changes.added_ids:
+            return
+        ids, keys = np.array(changes.added_ids, np.int64), changes.added_keys
+        sound = np.abs(np.linalg.norm(keys, axis=1) - 1.0) <= UNIT_TOLERANCE  # False for NaN
+        for memory_id in ids[~sound]:
+            _logger.warning(
+                "the key of memory %d is damaged, it can't be matched: Bank.verify() names its "
+                "document",
+                memory_id,
+            )
+        ids, keys = ids[sound], keys[sound]
+        end = self._size + len(ids)
+        self._reserve(end, keys.shape[1])
+        self._keys_NC[self._size : end] = keys
+        self._ids_N[self._size : end] = ids
+        self._rows.update(zip(ids.tolist(), range(self._size, end), strict=True))
+        self._size = end
+
+    def _reserve(self, rows: int, key_size: int) -> None:
+        """Room for so many rows; capacity doubles, so that growing costs little on average."""
+        capacity = len(self._ids_N)
+        if rows <= capacity and key_size == self._keys_NC.shape[1]:
+            return
+        capacity = max(rows, 2 * capacity, _FIRST_ROWS)
+        keys_NC, ids_N = np.empty((capacity, key_size), np.float32), np.empty(capacity, np.int64)
+        if self._size > 0:
+            keys_NC[: self._size] = self._keys_NC[: self._size]
+            ids_N[: self._size] = self._ids_N[: self._size]
+        self._keys_NC, self._ids_N = keys_NC, ids_N
+
+    def _remove(self, memory_id: int) -> None:
+        """Drop a key and move the last one into its row; ids never indexed are ignored."""
+        row = self._rows.pop(memory_id, None)
+        if row is None:
+            return
+        self._size -= 1
+        if row != self._size:
+            last_id = int(self._ids_N[self._size])
+            self._keys_NC[row] = self._keys_NC[self._size]
+            self._ids_N[row] = last_id
+            self._rows[last_id] = row
+
+
+def _checked_queries(query_keys: torch.Tensor, key_size: int) -> np.ndarray:
+    """The queries as a float32 array (Q, C)."""
+    if query_keys.ndim != 2 or query_keys.shape[1] != key_size:
+        raise InputError(
+            f"expected query keys of shape (Q, {key_size}), as the bank's keys, "
+            f"got {tuple(query_keys.shape)}"
+        )
+    queries_QC: np.ndarray = query_keys.detach().to("cpu", torch.float32).numpy()
+    norms_Q = np.linalg.norm(queries_QC, axis=1)
+    wrong = ~(np.abs(norms_Q - 1.0) <= UNIT_TOLERANCE)
+    if wrong.any():
+        raise InputError(f"expected query keys of length 1, got length {norms_Q[wrong][0]:.4g}")
+    return queries_QC
+
+
+def _best(
+    keys_NC: np.ndarray, ids_N: np.ndarray, query_C: np.ndarray, scores_N: np.ndarray, top_k: int
+) -> list[Hit]:
+    """The top_k hits of one question, from its float32 scores.
+
+    Float32 products differ in the last digits with the batch and with a key's row. So every
+    key that rounding could have kept out is scored once more, in float64 and row by row, and
+    rounded back: then equal keys have equal scores, wherever they lie.
+    """
+    size, key_size = keys_NC.shape
+    rows = np.arange(size)
+    if top_k < size:
+        kth_best = np.partition(scores_N, size - top_k)[size - top_k]
+        rounding = key_size * np.finfo(np.float32).eps
+        rows = np.flatnonzero(scores_N >= kth_best - rounding)
+    exact = np.concatenate(
+        [
+            (keys_NC[part].astype(np.float64) * query_C).sum(axis=1)
+            for part in np.split(rows, range(_KEYS_AT_ONCE, len(rows), _KEYS_AT_ONCE))
+        ]
+    ).astype(np.float32)
+    order = np.lexsort((ids_N[rows], -exact))[:top_k]
+    return [Hit(int(ids_N[rows[i]]), float(np.clip(exact[i], -1.0, 1.0))) for i in order]

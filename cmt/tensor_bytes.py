@@ -1,0 +1,67 @@
+"""Tensors as raw bytes and back, bit for bit, and the checksum that guards stored bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+
+import torch
+
+from cmt.errors import InputError
+
+DTYPES: dict[str, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_CHECKSUM_BYTES = 16
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name a dtype is stored under.
+
+    Raises:
+        InputError: The dtype is none of `DTYPES`.
+    """
+    if dtype not in _NAMES:
+        raise InputError(f"expected a tensor of {', '.join(DTYPES)}, got {dtype}")
+    return _NAMES[dtype]
+
+
+def tensor_to_bytes(tensor: torch.Tensor) -> bytes:
+    """The tensor's elements in row-major order, each in the machine's (little-endian) form."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+def tensor_from_bytes(data: bytes, shape: Sequence[int], dtype: str) -> torch.Tensor:
+    """The tensor that `tensor_to_bytes` took apart; writable, with memory of its own.
+
+    Raises:
+        ValueError: The dtype is unknown, or the bytes are more or fewer than shape and dtype say.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
+    expected = math.prod(shape) * DTYPES[dtype].itemsize
+    if len(data) != expected:
+        raise ValueError(f"expected {expected} bytes for {dtype} {list(shape)}, got {len(data)}")
+    return torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(tuple(shape))
+
+
+def checksum(fields: Sequence[object], *buffers: bytes) -> bytes:
+    """BLAKE2b over plain fields and byte strings; moving a byte from one to the next changes it."""
+    digest = hashlib.blake2b(
+        json.dumps(list(fields), default=repr).encode(), digest_size=_CHECKSUM_BYTES
+    )
+    for buffer in buffers:
+        digest.update(len(buffer).to_bytes(8, "little"))
+        digest.update(buffer)
+    return digest.digest()
+
+
+def text_hash(text: str) -> str:
+    """Hex digest that stands for a text: equal texts, equal hash."""
+    return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
