@@ -11,6 +11,8 @@ from pathlib import Path
 
 from cmt.errors import ModelError
 
+VERSION = 1  # raise it when the same file is converted to something else than before
+
 # What transformers or gguf raise for a file they can't read.
 UNREADABLE = (ValueError, KeyError, IndexError, RuntimeError, ImportError, OSError)
 

