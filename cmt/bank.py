@@ -26,8 +26,8 @@ from cmt.bank_records import (
     Stats,
     Status,
 )
-from cmt.bank_rows import SELECT_DOCUMENT, stored_document
-from cmt.errors import BankError, InputError, UnknownIdError
+from cmt.bank_rows import stored_document
+from cmt.errors import BankError, InputError
 from cmt.records import Document, EncodedPiece, Fingerprint, StoredDocument, StoredMemory
 
 __all__ = [
@@ -165,10 +165,7 @@ class Bank:
             CorruptRecordError: It is not as it was written.
         """
         with self._reader.reading() as sqlite:
-            row = sqlite.execute(f"{SELECT_DOCUMENT} WHERE id = ?", (document_id,)).fetchone()
-        if row is None:
-            raise UnknownIdError(f"no document with id {document_id!r} is in the bank {self.path}")
-        return stored_document(row)
+            return bank_read.read_document(sqlite, document_id)
 
     def delete(self, document_id: str) -> bool:
         """Forget a document and its memories; False when there is none with this id.
@@ -291,7 +288,7 @@ class Bank:
         if busy:
             raise BankError(
                 f"the bank {self.path} is packed, but its log still holds deleted bytes, because "
-                "another process is reading: call vacuum() again when it is done"
+                "someone is still reading it: call vacuum() again when they are done"
             )
 
     def _writable(self) -> Connection:

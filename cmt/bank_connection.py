@@ -104,7 +104,8 @@ class Connection:
                 migrate(sqlite)
                 if creator is not None:
                     sqlite.execute(
-                        "INSERT INTO bank SELECT ?, ?, 0 WHERE NOT EXISTS (SELECT * FROM bank)",
+                        "INSERT INTO bank SELECT ?, ?, 0, NULL "
+                        "WHERE NOT EXISTS (SELECT * FROM bank)",
                         (creator.base_model, creator.compressor),
                     )
 
@@ -215,6 +216,13 @@ def check_path(path: Path, *, must_exist: bool, read_only: bool) -> None:
     Raises:
         BankError: Missing folder, a directory, no permission, not an SQLite file.
     """
+    try:
+        _check_path(path, must_exist, read_only)
+    except OSError as error:
+        raise BankError(f"can't reach the bank {path}: {error}") from error
+
+
+def _check_path(path: Path, must_exist: bool, read_only: bool) -> None:
     if path.is_dir():
         raise BankError(f"expected a bank file, got a directory: {path}")
     if not path.parent.is_dir():
@@ -225,6 +233,8 @@ def check_path(path: Path, *, must_exist: bool, read_only: bool) -> None:
         if not os.access(path.parent, os.W_OK):
             raise BankError(f"no permission to create {path}: its folder is not writable")
         return
+    if not path.is_file():
+        raise BankError(f"expected a bank file, got something that is not a plain file: {path}")
     if not os.access(path, os.R_OK):
         raise BankError(f"no permission to read the bank {path}")
     if not read_only and not os.access(path, os.W_OK):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,8 +17,7 @@ from cmt.tensor_bytes import dtype_name, tensor_to_bytes, text_hash
 UNIT_TOLERANCE = 0.01  # how far a key's length may be from 1
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """What all memories of one bank share; the number of memory tokens K is free."""
 
     layers: int

@@ -12,12 +12,14 @@ APPLICATION_ID = 0x636D7462  # "cmtb": tells a bank from other SQLite files
 
 _FIRST = (
     # One row. `last_change` numbers every memory and every removal, so that one cursor
-    # follows both and a memory id is never used twice.
+    # follows both and a memory id is never used twice. `layout`: what all memories share,
+    # as a JSON list, from the first memory on.
     """
     CREATE TABLE bank (
         base_model TEXT NOT NULL,
         compressor TEXT NOT NULL,
-        last_change INTEGER NOT NULL
+        last_change INTEGER NOT NULL,
+        layout TEXT
     )
     """,
     """

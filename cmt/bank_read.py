@@ -9,12 +9,45 @@ import numpy as np
 
 from cmt.bank_connection import is_damage
 from cmt.bank_records import KeyChanges, MemorySource
-from cmt.bank_rows import SELECT_DOCUMENT, SELECT_MEMORY, Row, corrupt, stored_document
-from cmt.bank_rows import stored_memory as _stored_memory
+from cmt.bank_rows import (
+    SELECT_DOCUMENT,
+    SELECT_MEMORY,
+    Row,
+    corrupt,
+    stored_document,
+    stored_memory,
+)
 from cmt.errors import InputError, UnknownIdError
 from cmt.records import StoredDocument, StoredMemory
 
 _KEYS_AT_ONCE = 1024
+_LARGEST_ID = 2**63 - 1  # SQLite's integers
+
+
+def find_number(sqlite: sqlite3.Connection, document_id: str) -> int | None:
+    """The number of the document with this id, None when there is none."""
+    try:
+        document_id.encode()
+    except UnicodeEncodeError:  # SQLite can't hold it, so no document has it
+        return None
+    row = sqlite.execute("SELECT number FROM documents WHERE id = ?", (document_id,)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def read_document(sqlite: sqlite3.Connection, document_id: str) -> StoredDocument:
+    """The document with this id.
+
+    Raises:
+        UnknownIdError: There is none.
+        CorruptRecordError: It is not as it was written.
+    """
+    number = find_number(sqlite, document_id)
+    if number is None:
+        raise UnknownIdError(f"no document with id {document_id!r} is in the bank")
+    row = _row(sqlite, f"{SELECT_DOCUMENT} WHERE number = ?", number, document_id, None)
+    if row is None:
+        raise corrupt(document_id, None, "its record is gone")
+    return stored_document(row)
 
 
 def read_memory(sqlite: sqlite3.Connection, memory_id: int) -> StoredMemory:
@@ -24,15 +57,30 @@ def read_memory(sqlite: sqlite3.Connection, memory_id: int) -> StoredMemory:
         UnknownIdError: There is none with this id.
         CorruptRecordError: It is not as it was written.
     """
+    _check_id(memory_id)
+    row = _row(sqlite, SELECT_MEMORY, memory_id, None, memory_id)
+    if row is None:
+        raise _no_memory(memory_id)
+    return stored_memory(row)
+
+
+def _row(
+    sqlite: sqlite3.Connection,
+    query: str,
+    value: int,
+    document_id: str | None,
+    memory_id: int | None,
+) -> Row | None:
+    """The one row of a query; a broken page becomes an error that names the record it hit."""
     try:
-        row = sqlite.execute(SELECT_MEMORY, (memory_id,)).fetchone()
+        row: Row | None = sqlite.execute(query, (value,)).fetchone()
     except sqlite3.DatabaseError as error:
         if not is_damage(error):
             raise
-        raise corrupt(_owner(sqlite, memory_id), memory_id, f"unreadable, {error}") from error
-    if row is None:
-        raise _no_memory(memory_id)
-    return _stored_memory(row)
+        if memory_id is not None:
+            document_id = _owner(sqlite, memory_id)
+        raise corrupt(document_id, memory_id, f"it can't be read ({error})") from error
+    return row
 
 
 def _owner(sqlite: sqlite3.Connection, memory_id: int) -> str | None:
@@ -55,6 +103,7 @@ def read_sources(sqlite: sqlite3.Connection, memory_ids: Sequence[int]) -> list[
     documents: dict[int, StoredDocument] = {}
     sources = []
     for memory_id in memory_ids:
+        _check_id(memory_id)
         place = sqlite.execute(
             "SELECT document, start_char, end_char FROM memories WHERE memory_id = ?", (memory_id,)
         ).fetchone()
@@ -87,7 +136,7 @@ def read_document_rows(
 ) -> list[Row]:
     """Rows of `SELECT_DOCUMENT` in insertion order, the document's number last."""
     query = f"{SELECT_DOCUMENT} WHERE number > ? ORDER BY number LIMIT ? OFFSET ?"
-    return sqlite.execute(query, (after, how_many, offset)).fetchall()
+    return sqlite.execute(query, (after, how_many, min(offset, _LARGEST_ID))).fetchall()
 
 
 def read_key_changes(sqlite: sqlite3.Connection, cursor: int, limit: int | None) -> KeyChanges:
@@ -122,6 +171,11 @@ def read_key_changes(sqlite: sqlite3.Connection, cursor: int, limit: int | None)
         removed_ids=[memory_id for (memory_id,) in removed],
         complete=complete,
     )
+
+
+def _check_id(memory_id: int) -> None:
+    if not 0 < memory_id <= _LARGEST_ID:
+        raise _no_memory(memory_id)
 
 
 def _no_memory(memory_id: int) -> UnknownIdError:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from cmt.bank_entries import DocumentEntry, Layout
+from cmt.bank_read import find_number
 from cmt.bank_records import Outcome
 from cmt.bank_rows import document_checksum
 from cmt.errors import InputError
@@ -63,26 +64,27 @@ def find(sqlite: sqlite3.Connection, entry: DocumentEntry) -> tuple[int, str, st
 
 def remove(sqlite: sqlite3.Connection, document_id: str) -> bool:
     """Delete a document with its memories; False when there is none with this id."""
-    row = sqlite.execute("SELECT number FROM documents WHERE id = ?", (document_id,)).fetchone()
-    if row is None:
+    number = find_number(sqlite, document_id)
+    if number is None:
         return False
-    _remove_memories(sqlite, row[0])
-    sqlite.execute("DELETE FROM documents WHERE number = ?", row)
+    _remove_memories(sqlite, number)
+    sqlite.execute("DELETE FROM documents WHERE number = ?", (number,))
     return True
 
 
 def check_layout(sqlite: sqlite3.Connection, entries: Sequence[DocumentEntry]) -> None:
-    """Refuse memories that differ from the bank's, or from each other, in more than K.
+    """Refuse memories that differ from the bank's in more than K; a bank's first set the layout.
 
     Raises:
         InputError: Names the first such document, the layout expected and the one it has.
     """
-    row = sqlite.execute("SELECT shape, length(key) FROM memories LIMIT 1").fetchone()
-    expected = None if row is None else Layout.of(json.loads(row[0]), row[1] // 4)
+    (stored,) = sqlite.execute("SELECT layout FROM bank").fetchone()
+    expected = None if stored is None else Layout(*json.loads(stored))
     for entry in entries:
         for memory in entry.memories:
             if expected is None:
                 expected = memory.layout
+                sqlite.execute("UPDATE bank SET layout = ?", (json.dumps(expected),))
             if memory.layout != expected:
                 raise InputError(
                     f"{entry.name}: expected memories of {expected}, as the others of this bank, "

@@ -77,10 +77,10 @@ class KeyIndex:
                 raise EmptyBankError("the bank holds no memory yet: add documents first")
             keys_NC, ids_N = self._keys_NC[: self._size], self._ids_N[: self._size]
             queries_QC = _checked_queries(query_keys, keys_NC.shape[1])
-            scores_NQ = keys_NC @ queries_QC.T
+            scores_QN = queries_QC @ keys_NC.T
             return [
                 _best(keys_NC, ids_N, query_C, scores_N, top_k)
-                for query_C, scores_N in zip(queries_QC, scores_NQ.T, strict=True)
+                for query_C, scores_N in zip(queries_QC, scores_QN, strict=True)
             ]
 
     def _refresh(self) -> None:
