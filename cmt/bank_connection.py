@@ -63,22 +63,25 @@ class Connection:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A read transaction: everything read inside is of one moment."""
-        with self.exclusive() as sqlite, self._transaction("BEGIN"):
+        """A read transaction: everything read inside is of one moment.
+
+        It ends in ROLLBACK, since after meeting a broken page SQLite refuses to COMMIT.
+        """
+        with self.exclusive() as sqlite, self._transaction("BEGIN", "ROLLBACK"):
             yield sqlite
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A write transaction: on disk when the block ends, undone when it raises."""
-        with self.exclusive() as sqlite, self._transaction("BEGIN IMMEDIATE"):
+        with self.exclusive() as sqlite, self._transaction("BEGIN IMMEDIATE", "COMMIT"):
             yield sqlite
 
     @contextmanager
-    def _transaction(self, begin: str) -> Iterator[None]:
+    def _transaction(self, begin: str, end: str) -> Iterator[None]:
         try:
             self._sqlite.execute(begin)
             yield
-            self._sqlite.execute("COMMIT")
+            self._sqlite.execute(end)
         finally:
             if self._sqlite.in_transaction:
                 self._sqlite.execute("ROLLBACK")
@@ -147,7 +150,7 @@ class Connection:
 
     def _recognise(self, sqlite: sqlite3.Connection) -> bool:
         """True for a file that holds nothing yet; raises for what is not ours."""
-        with self._transaction("BEGIN"):
+        with self._transaction("BEGIN", "ROLLBACK"):
             application = sqlite.execute("PRAGMA application_id").fetchone()[0]
             found = schema_version(sqlite)
             tables = sqlite.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]

@@ -171,6 +171,7 @@ def _best(
             (keys_NC[part].astype(np.float64) * query_C).sum(axis=1)
             for part in np.split(rows, range(_KEYS_AT_ONCE, len(rows), _KEYS_AT_ONCE))
         ]
-    ).astype(np.float32)
-    order = np.lexsort((ids_N[rows], -exact))[:top_k]
-    return [Hit(int(ids_N[rows[i]]), float(np.clip(exact[i], -1.0, 1.0))) for i in order]
+    )
+    scores = np.clip(exact, -1.0, 1.0).astype(np.float32)
+    order = np.lexsort((ids_N[rows], -scores))[:top_k]
+    return [Hit(int(ids_N[rows[i]]), float(scores[i])) for i in order]
