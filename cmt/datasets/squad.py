@@ -15,9 +15,19 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote
 
-from cmt.datasets.qa import QADataset, Question
+from cmt.datasets.qa import QADataset, Question, hold_out, stream
 from cmt.errors import DocumentError, InputError
 from cmt.records import Document, Failure
+
+__all__ = [
+    "PeersProtocol",
+    "QADataset",
+    "Question",
+    "hold_out",
+    "load_squad",
+    "peers_protocol",
+    "stream",
+]
 
 T = TypeVar("T")
 
