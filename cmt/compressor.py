@@ -1,0 +1,254 @@
+"""The compressor Θ: document tokens in, a memory and a key out, in one forward pass.
+
+M = Θ(d) = (m₁ … m_K), K ≪ |d|. The compressor is the base model with LoRA on, reading
+``[d; m₁ … m_K; κ]``. The memory is what the memory tokens leave in every layer's keys and
+values: the frozen model later attends to them as if it had read those tokens. The hidden
+state of the key token κ, projected and normalised, is the memory's key; a question
+``[q; κ']`` gets its key in the same pass, by the same weights.
+
+Shape legend: N packed tokens, D documents, Q questions, K memory tokens, L layers,
+G key/value heads, E head size, W hidden size, C key size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cmt.attention import LayerKV, Packing, PackedPass, pack
+from cmt.base_model import BaseModel
+from cmt.errors import InputError
+
+
+@dataclass(kw_only=True, slots=True)
+class CompressorConfig:
+    """What a compressor is made of; saved beside its weights.
+
+    Attributes:
+        memory_tokens: K, positions a memory takes in the reader's cache.
+        key_size: C.
+        lora_rank, lora_alpha, lora_dropout: As in PEFT; on every linear layer but the head.
+        max_piece_tokens: Longest text compressed into one memory; longer ones are split.
+        overlap_tokens: Tokens two neighbouring pieces share.
+    """
+
+    memory_tokens: int = 32
+    key_size: int = 256
+    lora_rank: int = 32
+    lora_alpha: int = 64
+    lora_dropout: float = 0.0
+    max_piece_tokens: int = 320
+    overlap_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse what can't work."""
+        for name in ("memory_tokens", "key_size", "lora_rank", "max_piece_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if not 0 <= self.overlap_tokens < self.max_piece_tokens:
+            raise InputError(
+                f"expected overlap_tokens from 0 to below max_piece_tokens "
+                f"({self.max_piece_tokens}), got {self.overlap_tokens}"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class CompressorInput:
+    """Documents and questions laid out for one pass, made on the CPU ahead of it.
+
+    The places of memory and key tokens hold token 0 until their embeddings are put there:
+    `special_S` lists those places, all memory tokens first, then the documents' key tokens,
+    then the questions'. `segment_N` says which memory token stands for each document token.
+    """
+
+    tokens_N: Tensor
+    positions_N: Tensor
+    packing: Packing
+    special_S: Tensor
+    document_tokens: Tensor
+    segments: Tensor
+    documents: int
+    questions: int
+    memory_tokens: int
+
+
+@dataclass(kw_only=True, slots=True)
+class Encoded:
+    """What a pass of the compressor gives.
+
+    Attributes:
+        memories: Keys and values of every layer, each (D, K, G, E).
+        document_keys_DC, question_keys_QC: Unit vectors, float32.
+    """
+
+    memories: list[LayerKV]
+    document_keys_DC: Tensor
+    question_keys_QC: Tensor
+
+    def stacked(self) -> Tensor:
+        """The memories as stored, shape (D, L, 2, G, K, E)."""
+        layers = [torch.stack(pair, dim=1) for pair in self.memories]
+        return torch.stack(layers, dim=1).transpose(3, 4)
+
+
+def prepare(
+    documents: Sequence[Sequence[int]],
+    questions: Sequence[Sequence[int]],
+    memory_tokens: int,
+) -> CompressorInput:
+    """Lay out token ids of documents and questions for one pass of the compressor.
+
+    Positions: place 0 is the attention sink's; a document's tokens take 1 … n, its memory
+    tokens are spread evenly over that span, its key token takes n + 1.
+    """
+    K, D = memory_tokens, len(documents)
+    tokens: list[Tensor] = []
+    positions: list[Tensor] = []
+    segments: list[Tensor] = []
+    document_tokens: list[Tensor] = []
+    memory_places: list[Tensor] = []
+    key_places: list[int] = []
+    start = 0
+    for number, document in enumerate(documents):
+        n = len(document)
+        places_n = torch.arange(n)
+        spread_K = ((torch.arange(K) + 0.5) * n / K).long() + 1
+        tokens += [torch.tensor(document, dtype=torch.long), torch.zeros(K + 1, dtype=torch.long)]
+        positions += [places_n + 1, spread_K, torch.tensor([n + 1])]
+        segments.append(number * K + places_n * K // n)
+        document_tokens.append(start + places_n)
+        memory_places.append(start + n + torch.arange(K))
+        key_places.append(start + n + K)
+        start += n + K + 1
+    for question in questions:
+        n = len(question)
+        tokens += [torch.tensor(question, dtype=torch.long), torch.zeros(1, dtype=torch.long)]
+        positions.append(torch.arange(n + 1) + 1)
+        key_places.append(start + n)
+        start += n + 1
+    none = torch.zeros(0, dtype=torch.long)
+    return CompressorInput(
+        tokens_N=torch.cat(tokens),
+        positions_N=torch.cat(positions),
+        packing=pack([[len(d) + K + 1 for d in documents], [len(q) + 1 for q in questions]]),
+        special_S=torch.cat([*memory_places, torch.tensor(key_places, dtype=torch.long)]),
+        document_tokens=torch.cat(document_tokens) if documents else none,
+        segments=torch.cat(segments) if documents else none,
+        documents=D,
+        questions=len(questions),
+        memory_tokens=K,
+    )
+
+
+class Compressor(nn.Module):
+    """LoRA on the base model, K memory tokens and a key head: all that is ever trained."""
+
+    def __init__(self, base: BaseModel, config: CompressorConfig) -> None:
+        """Lay a fresh, untrained compressor over `base`; reading is not changed by it."""
+        super().__init__()
+        self.config = config
+        self._base = (base,)  # in a tuple: the base model's weights are no part of this module
+        dimensions, device = base.dimensions, base.device
+        lora = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        get_peft_model(base.model, lora, autocast_adapter_dtype=True)  # type: ignore[arg-type]
+        self._tuners = tuple(m for m in base.model.modules() if isinstance(m, BaseTunerLayer))
+        self.lora = nn.ParameterDict(
+            {
+                name.replace(".", "/"): parameter
+                for name, parameter in base.model.named_parameters()
+                if "lora_" in name
+            }
+        )
+        width = dimensions.hidden_size
+        with torch.no_grad():
+            mean = base.model.get_input_embeddings().weight.float().mean(0)
+
+        def near_mean(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(*shape, width, device=device) * 0.02 + mean)
+
+        self.memory_embeddings = near_mean(config.memory_tokens)
+        self.document_key_embedding = near_mean()
+        self.question_key_embedding = near_mean()
+        self.reconstruction_embedding = near_mean()
+        self.key_head = nn.Linear(width, config.key_size, device=device)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(20.0), device=device))
+        self._enable_lora(False)
+
+    @property
+    def base(self) -> BaseModel:
+        """The frozen model underneath."""
+        return self._base[0]
+
+    def scale(self) -> Tensor:
+        """What cosine scores are multiplied by before a softmax: the inverse temperature."""
+        return self.log_scale.exp().clamp(max=100.0)
+
+    def forward(self, batch: CompressorInput) -> Encoded:
+        """Compress documents and encode questions, in one packed pass of the base model."""
+        K, D = batch.memory_tokens, batch.documents
+        embeddings_NW = self.base.embed(batch.tokens_N)
+        special_SW = torch.cat(
+            [
+                self._memory_tokens(embeddings_NW, batch),
+                self.document_key_embedding.expand(D, -1),
+                self.question_key_embedding.expand(batch.questions, -1),
+            ]
+        ).to(embeddings_NW.dtype)
+        embeddings_NW = embeddings_NW.index_copy(0, batch.special_S, special_SW)
+        run = PackedPass(packing=batch.packing, capture=batch.special_S[: D * K])
+        with self._lora_on():
+            hidden_NW = self.base.run_packed(embeddings_NW, batch.positions_N, run)
+        keys = self.key_head(hidden_NW[batch.special_S[D * K :]].float())
+        keys = functional.normalize(keys.float(), dim=-1)
+        return Encoded(
+            memories=[(k.unflatten(0, (D, K)), v.unflatten(0, (D, K))) for k, v in run.captured],
+            document_keys_DC=keys[:D],
+            question_keys_QC=keys[D:],
+        )
+
+    def _memory_tokens(self, embeddings_NW: Tensor, batch: CompressorInput) -> Tensor:
+        """A learned vector plus the mean embedding of the text each memory token stands for."""
+        shape = (batch.documents * batch.memory_tokens, embeddings_NW.shape[1])
+        sums = torch.zeros(shape, device=embeddings_NW.device)
+        sums.index_add_(0, batch.segments, embeddings_NW[batch.document_tokens].float())
+        counts = torch.bincount(batch.segments, minlength=shape[0]).clamp(min=1)
+        learned = self.memory_embeddings.repeat(batch.documents, 1)
+        return sums / counts[:, None] + learned
+
+    @contextmanager
+    def _lora_on(self) -> Iterator[None]:
+        self._enable_lora(True)
+        try:
+            yield
+        finally:
+            self._enable_lora(False)
+
+    def _enable_lora(self, enabled: bool) -> None:
+        # PEFT's own switch also turns gradients off, which would lose them between the
+        # compressing and the reading half of one training step
+        for tuner in self._tuners:
+            tuner._disable_adapters = not enabled  # noqa: SLF001
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the configuration and every trained weight rounded to bfloat16."""
+        digest = hashlib.sha256(repr(sorted(asdict(self.config).items())).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            rounded = tensor.detach().bfloat16().contiguous().cpu().flatten()
+            digest.update(rounded.view(torch.uint8).numpy())
+        return digest.hexdigest()

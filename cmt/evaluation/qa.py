@@ -1,0 +1,216 @@
+"""Learn a dataset's documents, ask its questions, score the answers.
+
+Two readings: *found*, the memories that self-matching finds among all of the bank's, and
+*given*, the question's own document's memory, the ceiling that matching could reach.
+
+Shape legend: D pieces in the bank, Q questions, B questions of a batch, M memories read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmt.aggregation import aggregate_resident, matching_weights
+from cmt.compressor import Compressor
+from cmt.datasets.qa import QADataset
+from cmt.encoding import encode_documents, encode_questions
+from cmt.generation import Sampling, generate
+from cmt.metrics import bootstrap_interval, exact_match, f1, prefix_exact_match, recall_at
+from cmt.reading import question_tokens, reading_start
+from cmt.splitting import split
+
+
+@dataclass(kw_only=True, slots=True)
+class Scores:
+    """Percentages over questions, each with a bootstrap 95% interval (low, high)."""
+
+    exact_match: float
+    f1: float
+    prefix_exact_match: float
+    exact_match_interval: tuple[float, float]
+    f1_interval: tuple[float, float]
+    predictions: list[str] = field(repr=False)
+
+
+@dataclass(kw_only=True, slots=True)
+class QAResult:
+    """What an evaluation measured.
+
+    Attributes:
+        found, given: Scores by top_k ("top_1", …) and with the right memory given.
+        recall: Share of questions whose document is among the best k.
+        compress_seconds, answer_seconds: Wall-clock, the first over all documents, the
+            second over all questions of one reading.
+    """
+
+    documents: int
+    pieces: int
+    questions: int
+    memory_tokens: int
+    bytes_per_memory: int
+    recall: dict[int, float]
+    found: dict[int, Scores]
+    given: Scores | None
+    compress_seconds: float
+    answer_seconds: dict[str, float]
+
+
+@dataclass(kw_only=True, slots=True)
+class ResidentBank:
+    """A dataset's memories on the model's device, and which document each belongs to."""
+
+    memories: Tensor
+    keys: Tensor
+    owners_D: Tensor
+    seconds: float
+
+
+def learn(
+    compressor: Compressor, dataset: QADataset, *, batch_tokens: int = 16384
+) -> ResidentBank:
+    """Compress every document of a dataset, long ones in pieces."""
+    config, base = compressor.config, compressor.base
+    began = time.perf_counter()
+    pieces: list[tuple[int, ...]] = []
+    owners: list[int] = []
+    for number, document in enumerate(dataset.documents):
+        parts = split(
+            document.text,
+            base.tokenizer,
+            max_tokens=config.max_piece_tokens,
+            overlap_tokens=config.overlap_tokens,
+        )
+        pieces += [part.token_ids for part in parts]
+        owners += [number] * len(parts)
+    order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))  # like lengths together
+    sorted_pieces = [pieces[i] for i in order]
+    memories, keys = [], []
+    for _, memory, key in encode_documents(compressor, sorted_pieces, batch_tokens):
+        memories.append(memory)
+        keys.append(key)
+    back = torch.tensor(order, device=base.device).argsort()
+    bank = ResidentBank(
+        memories=torch.cat(memories)[back],
+        keys=torch.cat(keys)[back],
+        owners_D=torch.tensor(owners, device=base.device),
+        seconds=0.0,
+    )
+    if base.device.type == "cuda":
+        torch.cuda.synchronize()
+    bank.seconds = time.perf_counter() - began
+    return bank
+
+
+@torch.no_grad()
+def evaluate(
+    compressor: Compressor,
+    dataset: QADataset,
+    *,
+    top_k: Sequence[int] = (1,),
+    given: bool = True,
+    batch_size: int = 32,
+    max_new_tokens: int = 24,
+    resamples: int = 1000,
+    progress: Any = None,  # noqa: ANN401 - tqdm or a stand-in with update()
+) -> QAResult:
+    """Learn all documents, ask all questions, score.
+
+    Args:
+        compressor: With its base model underneath.
+        dataset: What is learned and asked.
+        top_k: Numbers of memories to aggregate, a row of scores each.
+        given: Also score with the right memory given.
+        batch_size: Questions answered at a time.
+        max_new_tokens: Longest answer.
+        resamples: Of the bootstrap.
+        progress: Something with `update(n)`, told the number of questions answered.
+    """
+    base, config = compressor.base, compressor.config
+    bank = learn(compressor, dataset)
+    prompts = question_tokens(base.tokenizer, [q.text for q in dataset.questions])
+    keys_QC = encode_questions(compressor, prompts)
+    scores_QD = keys_QC @ bank.keys.T
+    right_Q = torch.tensor([q.document for q in dataset.questions], device=base.device)
+    own_QD = bank.owners_D[None] == right_Q[:, None]
+    ranks = _document_ranks(scores_QD, own_QD, bank.owners_D, len(dataset.documents))
+    scale = float(compressor.scale())
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    readings: dict[str, Tensor] = {
+        f"top_{k}": scores_QD.topk(min(k, len(bank.keys)), dim=1).indices for k in top_k
+    }
+    if given:
+        readings["given"] = scores_QD.masked_fill(~own_QD, -2).argmax(1, keepdim=True)
+    results: dict[str, Scores] = {}
+    seconds: dict[str, float] = {}
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for name, chosen_QM in readings.items():
+        began = time.perf_counter()
+        predictions = [""] * len(prompts)
+        for rows in _chunks(by_length, batch_size):
+            index = torch.tensor(rows, device=base.device)
+            chosen_BM = chosen_QM[index]
+            weights = matching_weights(scores_QD[index].gather(1, chosen_BM), scale)
+            prefix = aggregate_resident(bank.memories, chosen_BM, weights)
+            texts = generate(
+                base,
+                [prompts[i] for i in rows],
+                prefix,
+                start=reading_start(config.max_piece_tokens),
+                sampling=sampling,
+            )
+            for i, text in zip(rows, texts, strict=True):
+                predictions[i] = base.tokenizer.decode(text, skip_special_tokens=True).strip()
+            if progress is not None:
+                progress.update(len(rows))
+        seconds[name] = time.perf_counter() - began
+        results[name] = score(predictions, dataset, resamples=resamples)
+    return QAResult(
+        documents=len(dataset.documents),
+        pieces=len(bank.keys),
+        questions=len(prompts),
+        memory_tokens=config.memory_tokens,
+        bytes_per_memory=bank.memories[0].numel() * 2,
+        recall={k: 100 * recall_at(ranks, k) for k in (1, 3, 5, 10)},
+        found={k: results[f"top_{k}"] for k in top_k},
+        given=results.get("given"),
+        compress_seconds=bank.seconds,
+        answer_seconds=seconds,
+    )
+
+
+def score(predictions: Sequence[str], dataset: QADataset, *, resamples: int = 1000) -> Scores:
+    """Standard EM and F1, and the peers' prefix EM, in percent."""
+    answers = [question.answers for question in dataset.questions]
+    pairs = list(zip(predictions, answers, strict=True))
+    exact = [100 * exact_match(prediction, gold) for prediction, gold in pairs]
+    overlap = [100 * f1(prediction, gold) for prediction, gold in pairs]
+    prefix = [100 * prefix_exact_match(prediction, gold) for prediction, gold in pairs]
+    return Scores(
+        exact_match=sum(exact) / len(exact),
+        f1=sum(overlap) / len(overlap),
+        prefix_exact_match=sum(prefix) / len(prefix),
+        exact_match_interval=bootstrap_interval(exact, resamples=resamples),
+        f1_interval=bootstrap_interval(overlap, resamples=resamples),
+        predictions=list(predictions),
+    )
+
+
+def _document_ranks(
+    scores_QD: Tensor, own_QD: Tensor, owners_D: Tensor, documents: int
+) -> list[int | None]:
+    """Rank (1 is best) of each question's document, a document counting by its best piece."""
+    best = torch.full((len(scores_QD), documents), -2.0, device=scores_QD.device)
+    best = best.scatter_reduce(1, owners_D.expand(len(scores_QD), -1), scores_QD, "amax")
+    own_best = scores_QD.masked_fill(~own_QD, -2).amax(1, keepdim=True)
+    return [1 + rank for rank in (best > own_best).sum(1).tolist()]
+
+
+def _chunks(items: Sequence[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

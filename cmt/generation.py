@@ -1,0 +1,186 @@
+"""Generation: the frozen model answers, with or without a prefix of memories.
+
+The only file that touches transformers' key/value caches. Prompts are padded on the left,
+prefixes masked, so that a question answered in a batch is the question answered alone.
+
+Shape legend: B prompts, T longest prompt, P prefix tokens (sink included), S all tokens so
+far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, TemperatureLogitsWarper, TopPLogitsWarper
+
+from cmt.aggregation import Prefix
+from cmt.base_model import BaseModel
+from cmt.errors import InputError
+
+
+@dataclass(kw_only=True, slots=True, frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        max_new_tokens: At most so many, the end token not counted.
+        temperature: 0 is greedy.
+        top_p: Sample from the smallest set of tokens with this probability.
+        seed: Fixes sampling; None draws a fresh one.
+    """
+
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values without meaning."""
+        if self.max_new_tokens < 1:
+            raise InputError(f"expected max_new_tokens of at least 1, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise InputError(f"expected a temperature of at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"expected top_p above 0 and at most 1, got {self.top_p}")
+
+
+GREEDY = Sampling()
+
+
+def generate(
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    prefix: Prefix | None = None,
+    *,
+    start: int = 0,
+    sampling: Sampling = GREEDY,
+    stop_tokens: Sequence[int] = (),
+) -> list[list[int]]:
+    """Token ids generated after each prompt, without the token that ended them.
+
+    Args:
+        base: The frozen model.
+        prompts: Token ids, at least one each.
+        prefix: Memories read before each prompt; None: the plain model.
+        start: Position of a prompt's first token.
+        sampling: How tokens are chosen.
+        stop_tokens: End a text like the model's own end token.
+
+    Raises:
+        InputError: No prompt, or an empty one.
+    """
+    texts: list[list[int]] = [[] for _ in prompts]
+    for step in stream(
+        base, prompts, prefix, start=start, sampling=sampling, stop_tokens=stop_tokens
+    ):
+        for text, token in zip(texts, step, strict=True):
+            if token is not None:
+                text.append(token)
+    return texts
+
+
+@torch.no_grad()
+def stream(
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    prefix: Prefix | None = None,
+    *,
+    start: int = 0,
+    sampling: Sampling = GREEDY,
+    stop_tokens: Sequence[int] = (),
+) -> Iterator[list[int | None]]:
+    """Like `generate`, a step at a time: the next token of each text, None once it has ended."""
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise InputError("expected at least one prompt and one token in each, got none")
+    ends = {base.tokenizer.eos_token_id, *stop_tokens}
+    filler = base.tokenizer.eos_token_id or 0
+    tokens_BT, valid_BT = _left_padded(prompts, filler, base.device)
+    positions_BT = (valid_BT.cumsum(1) - 1).clamp(min=0) + start
+    cache, before_BP = _prefilled(base, prefix, len(prompts))
+    open_texts = [True] * len(prompts)
+    generator = torch.Generator(device=base.device)
+    if sampling.seed is not None:
+        generator.manual_seed(sampling.seed)
+    else:
+        generator.seed()
+    for _ in range(sampling.max_new_tokens):
+        output = base.model(
+            input_ids=tokens_BT,
+            position_ids=positions_BT,
+            attention_mask=_mask(before_BP, valid_BT, tokens_BT.shape[1], base.dtype),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        next_B = _choose(output.logits[:, -1], sampling, generator)
+        chosen = next_B.tolist()
+        open_texts = [o and token not in ends for o, token in zip(open_texts, chosen, strict=True)]
+        if not any(open_texts):
+            return
+        yield [token if o else None for o, token in zip(open_texts, chosen, strict=True)]
+        tokens_BT = next_B[:, None]
+        positions_BT = positions_BT[:, -1:] + 1
+        valid_BT = torch.cat([valid_BT, valid_BT.new_ones(len(prompts), 1)], dim=1)
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], filler: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    longest = max(len(prompt) for prompt in prompts)
+    tokens = [[filler] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    valid = [[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts]
+    return torch.tensor(tokens, device=device), torch.tensor(valid, device=device)
+
+
+def _prefilled(
+    base: BaseModel, prefix: Prefix | None, prompts: int
+) -> tuple[DynamicCache, Tensor | None]:
+    """A cache that holds sink and prefix, and the log-weights (B, P) of its places."""
+    cache = DynamicCache()
+    if prefix is None:
+        return cache, None
+    if len(prefix.memories) != prompts:
+        raise InputError(f"expected {prompts} prefixes, got {len(prefix.memories)}")
+    memories = prefix.memories.to(device=base.device, dtype=base.dtype)
+    for layer, sink in enumerate(base.sink):
+        # (1, G, E) to (B, G, 1, E), then sink and memories side by side
+        pair = [
+            torch.cat(
+                [
+                    s.to(base.dtype).transpose(0, 1)[None].expand(prompts, -1, -1, -1),
+                    memories[:, layer, part],
+                ],
+                dim=2,
+            )
+            for part, s in enumerate(sink)
+        ]
+        cache.update(pair[0], pair[1], layer)
+    sink_B1 = torch.zeros(prompts, 1, device=base.device)
+    return cache, torch.cat([sink_B1, prefix.log_weights_BP.to(base.device)], dim=1)
+
+
+def _mask(before_BP: Tensor | None, valid_BS: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask (B, 1, queries, P + S); without a prefix the plain (B, S) one."""
+    if before_BP is None:
+        return valid_BS.long()
+    B, S = valid_BS.shape
+    lowest = torch.finfo(dtype).min
+    places = torch.arange(S, device=valid_BS.device)
+    causal = places[None] <= (S - queries + torch.arange(queries, device=places.device))[:, None]
+    own = torch.zeros(B, queries, S, dtype=dtype, device=places.device)
+    own = own.masked_fill(~(causal[None] & valid_BS[:, None]), lowest)
+    before = before_BP.to(dtype).clamp(min=lowest)[:, None].expand(-1, queries, -1)
+    return torch.cat([before, own], dim=-1)[:, None]
+
+
+def _choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    none = torch.zeros(len(logits_BV), 0, dtype=torch.long)
+    logits_BV = TemperatureLogitsWarper(sampling.temperature)(none, logits_BV.float())
+    if sampling.top_p < 1:
+        logits_BV = TopPLogitsWarper(sampling.top_p)(none, logits_BV)
+    return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)[:, 0]

@@ -1,0 +1,134 @@
+"""The frozen model reads: teacher-forced passes over questions, answers and documents.
+
+Used in training and in scoring; generating is `generation.py`'s. LoRA is off here.
+
+Shape legend: N packed tokens, B segments, M memories read by a segment, R documents
+retold, T target tokens, W hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmt.attention import LayerKV, PackedPass, Packing, pack
+from cmt.base_model import BaseModel
+
+QUESTION_PREFIX = "Question:"
+ANSWER_PREFIX = "\nAnswer:"
+
+
+def question_tokens(tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:  # noqa: ANN401
+    """Token ids of ``Question: …\\nAnswer:`` for each question, read and matched alike."""
+    before = tokenizer(QUESTION_PREFIX, add_special_tokens=False)["input_ids"]
+    after = tokenizer(ANSWER_PREFIX, add_special_tokens=False)["input_ids"]
+    stripped = [" " + question.strip() for question in questions]
+    middles = tokenizer(stripped, add_special_tokens=False)["input_ids"] if stripped else []
+    return [before + middle + after for middle in middles]
+
+
+def reading_start(max_piece_tokens: int) -> int:
+    """Position of the first token read after memories: past the sink and the longest piece."""
+    return max_piece_tokens + 1
+
+
+@dataclass(kw_only=True, slots=True)
+class ReadInput:
+    """Segments the frozen model reads after memories, laid out for one pass.
+
+    Attributes:
+        tokens_N: Token ids; a retold document begins with a place for the retelling token.
+        openings: Places of those retelling tokens.
+        targets_T: Places whose hidden state predicts a wanted token.
+        labels_T: Those tokens.
+        answers: How many of the targets are answer tokens; the rest retell documents.
+        packing: Groups in this order: questions that read one memory, questions that read
+            several, documents retold; a group without segments is left out.
+    """
+
+    tokens_N: Tensor
+    positions_N: Tensor
+    packing: Packing
+    openings: Tensor
+    targets_T: Tensor
+    labels_T: Tensor
+    answers: int
+
+
+def prepare_reading(
+    questions: Sequence[Sequence[Sequence[int]]],
+    answers: Sequence[Sequence[Sequence[int]]],
+    retold: Sequence[Sequence[int]],
+    start: int,
+) -> ReadInput:
+    """Lay out groups of questions with their answers, and documents to retell.
+
+    Args:
+        questions, answers: Token ids, one sequence of segments a group.
+        retold: Token ids of the documents to retell.
+        start: Position of each segment's first token.
+    """
+    tokens: list[list[int]] = []
+    targets: list[Tensor] = []
+    labels: list[int] = []
+    openings: list[int] = []
+    lengths: list[list[int]] = []
+    place = 0
+    for group_questions, group_answers in zip(questions, answers, strict=True):
+        lengths.append([])
+        for question, answer in zip(group_questions, group_answers, strict=True):
+            segment = [*question, *answer[:-1]]  # the last token is predicted, never read
+            tokens.append(segment)
+            targets.append(place + len(question) - 1 + torch.arange(len(answer)))
+            labels += answer
+            lengths[-1].append(len(segment))
+            place += len(segment)
+    answer_tokens = len(labels)
+    lengths.append([])
+    for document in retold:
+        tokens.append([0, *document[:-1]])
+        openings.append(place)
+        targets.append(place + torch.arange(len(document)))
+        labels += document
+        lengths[-1].append(len(document))
+        place += len(document)
+    row = [token for segment in tokens for token in segment]
+    positions = torch.cat([torch.arange(len(segment)) for segment in tokens]) + start
+    return ReadInput(
+        tokens_N=torch.tensor(row),
+        positions_N=positions,
+        packing=pack(lengths),
+        openings=torch.tensor(openings, dtype=torch.long),
+        targets_T=torch.cat(targets),
+        labels_T=torch.tensor(labels),
+        answers=answer_tokens,
+    )
+
+
+def read(
+    base: BaseModel,
+    batch: ReadInput,
+    memories: Sequence[LayerKV] | None,
+    opening_W: Tensor | None = None,
+) -> Tensor:
+    """Hidden states at the targets, shape (T, W).
+
+    Args:
+        base: The frozen model.
+        batch: What to read; `memories_BM` and `weights_BM` of its groups say which memories.
+        memories: Keys and values of every layer, each (D, K, G, E); None reads without.
+        opening_W: Embedding of the token that asks for a document to be retold.
+    """
+    embeddings_NW = base.embed(batch.tokens_N)
+    if len(batch.openings):
+        assert opening_W is not None
+        opening = opening_W.to(embeddings_NW.dtype).expand(len(batch.openings), -1)
+        embeddings_NW = embeddings_NW.index_copy(0, batch.openings, opening)
+    run = PackedPass(
+        packing=batch.packing, prefix=memories, sink=None if memories is None else base.sink
+    )
+    return base.run_packed(embeddings_NW, batch.positions_N, run)[batch.targets_T]

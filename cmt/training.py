@@ -1,0 +1,226 @@
+"""Training the compressor: one loop, top to bottom.
+
+Runs in one process or several (``accelerate launch``), in bfloat16 on a GPU, stops on steps
+or on a clock, and resumes from its own checkpoint: on steps, bit-exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from cmt.base_model import BaseModel
+from cmt.compressor import Compressor, CompressorConfig
+from cmt.datasets.squad import QADataset
+from cmt.errors import InputError
+from cmt.tensors import move
+from cmt.training_data import BatchConfig, TrainingBatch, TrainingData
+from cmt.training_state import load_training_state, save_training_state
+from cmt.training_step import ObjectiveConfig, TrainingStep
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingConfig:
+    """A training run; a recipe is a file whose `recipe()` returns one.
+
+    Attributes:
+        base_model: As for `BaseModel.load`.
+        steps: Stop after so many steps; None: on the clock alone.
+        minutes: Stop after so many minutes of training; None: on steps alone.
+        learning_rate: Peak; warmed up over `warmup_steps`, then a cosine to 2% of it.
+        compile: Compile the decoder layers (a minute to start, faster after; CUDA only).
+        workers: Processes that make batches ahead; 0 makes them in line.
+        save_every: Steps between checkpoints that a run can resume from; 0: only at the end.
+        log_every: Steps between lines of metrics.jsonl.
+    """
+
+    base_model: str = "smollm2-135m"
+    compressor: CompressorConfig = field(default_factory=CompressorConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    steps: int | None = None
+    minutes: float | None = None
+    learning_rate: float = 8e-4
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+    seed: int = 0
+    compile: bool = False
+    workers: int = 0
+    save_every: int = 0
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse a run that would never stop."""
+        if self.steps is None and self.minutes is None:
+            raise InputError("expected steps or minutes to stop after, got neither")
+
+
+def learning_rate_factor(step: int, done: float, warmup_steps: int) -> float:
+    """Warm-up times cosine; `done` is the share of the run that is over, in [0, 1]."""
+    warmup = min(1.0, (step + 1) / max(1, warmup_steps))
+    return warmup * max(0.02, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def train(
+    config: TrainingConfig,
+    dataset: QADataset,
+    folder: str | Path,
+    *,
+    texts: Sequence[str] = (),
+    resume: bool = False,
+    on_step: Callable[[int, Compressor], None] | None = None,
+) -> Compressor:
+    """Train a compressor and leave it in `folder`, with `metrics.jsonl` beside it.
+
+    Args:
+        config: The run.
+        dataset: Documents with questions, e.g. SQuAD's training part.
+        folder: Where state, metrics and the finished compressor go.
+        texts: Plain texts to retell.
+        resume: Go on from the state in `folder`.
+        on_step: Called after each step with the number of steps done.
+
+    Returns:
+        The trained compressor, laid over a freshly loaded base model.
+
+    Raises:
+        InputError: Too few documents, or nothing to resume from.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if torch.cuda.is_available() else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    base = BaseModel.load(config.base_model, device=accelerator.device)
+    compressor = Compressor(base, config.compressor)
+    data = TrainingData(
+        dataset,
+        base.tokenizer,
+        config.batch,
+        memory_tokens=config.compressor.memory_tokens,
+        max_piece_tokens=config.compressor.max_piece_tokens,
+        texts=texts,
+        seed=config.seed,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
+    _ = base.sink  # once, before any layer is compiled
+    if config.compile:
+        for layer in base.layers:
+            layer.forward = torch.compile(layer.forward, dynamic=True)
+    step_module = TrainingStep(base, compressor, config.objectives, len(data.documents))
+    parameters = list(compressor.parameters())
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=(0.9, 0.98),
+        fused=accelerator.device.type == "cuda",
+    )
+    start, before = 0, 0.0
+    if resume:
+        start, before = load_training_state(
+            folder / "state", step_module, optimizer, accelerator.process_index
+        )
+    model = accelerator.prepare_model(step_module)
+    torch.manual_seed(config.seed + 1_000_003 * accelerator.process_index + start)
+    batches = iter(_loader(data, config, start))
+    bar = tqdm(
+        total=config.steps, initial=start, unit="step", disable=not accelerator.is_main_process
+    )
+    metrics = (folder / "metrics.jsonl").open("a" if resume else "w")
+    totals: dict[str, torch.Tensor] = {}
+    began, step, since = time.monotonic() - before, start, start
+    log_began = time.monotonic()
+    with metrics, bar:
+        while True:
+            elapsed = _agreed(time.monotonic() - began, accelerator)
+            done = _done(config, step, elapsed)
+            if done >= 1:
+                break
+            factor = learning_rate_factor(step, done, config.warmup_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * factor
+            torch.manual_seed((config.seed << 32) + step * 1024 + accelerator.process_index)
+            batch = move(next(batches), accelerator.device)
+            with accelerator.autocast():
+                report = model(batch)
+            accelerator.backward(report["loss"])
+            norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            for name, value in {**report, "gradient_norm": norm}.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
+            bar.update()
+            if step % config.log_every == 0:
+                now = time.monotonic()
+                line = {name: (value / (step - since)).item() for name, value in totals.items()}
+                rate = (step - since) * config.batch.documents * accelerator.num_processes
+                line |= {
+                    "step": step,
+                    "seconds": now - began,
+                    "learning_rate": config.learning_rate * factor,
+                    "documents_per_second": rate / (now - log_began),
+                }
+                if accelerator.is_main_process:
+                    metrics.write(json.dumps(line) + "\n")
+                    metrics.flush()
+                    bar.set_postfix(answer=f"{line['answer']:.3f}", found=line["found_in_batch"])
+                totals, since, log_began = {}, step, now
+            if config.save_every and step % config.save_every == 0:
+                save_training_state(
+                    folder / "state", step_module, optimizer, step,
+                    time.monotonic() - began, accelerator.process_index,
+                )  # fmt: skip
+            if on_step is not None:
+                on_step(step, compressor)
+    save_training_state(
+        folder / "state", step_module, optimizer, step,
+        time.monotonic() - began, accelerator.process_index,
+    )  # fmt: skip
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (folder / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+    return compressor
+
+
+def _loader(data: TrainingData, config: TrainingConfig, start: int) -> DataLoader[TrainingBatch]:
+    """Batches from step `start` on, without end."""
+    return DataLoader(
+        data,
+        batch_size=None,
+        sampler=range(start, 2**31),  # type: ignore[arg-type]
+        num_workers=config.workers,
+        prefetch_factor=4 if config.workers else None,
+        pin_memory=False,
+    )
+
+
+def _done(config: TrainingConfig, step: int, elapsed: float) -> float:
+    """Share of the run that is over: by steps or by the clock, whichever is further."""
+    by_steps = 0.0 if config.steps is None else step / config.steps
+    by_clock = 0.0 if config.minutes is None else elapsed / (60 * config.minutes)
+    return max(by_steps, by_clock)
+
+
+def _agreed(elapsed: float, accelerator: Accelerator) -> float:
+    """The main process's clock, in every process: all must stop after the same step."""
+    if accelerator.num_processes == 1:
+        return elapsed
+    clock = torch.tensor([elapsed], dtype=torch.float64, device=accelerator.device)
+    return float(broadcast(clock).item())

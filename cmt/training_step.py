@@ -1,0 +1,126 @@
+"""One training step: compress, match, aggregate, read, and the losses of all four.
+
+Shape legend: D documents, Q questions, B questions reading several memories, M memories
+they read, R documents retold, C key size, X documents of the corpus.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cmt.base_model import BaseModel
+from cmt.compressor import Compressor, Encoded
+from cmt.objectives import (
+    answer_cross_entropy,
+    contrastive_matching_loss,
+    memory_aware_cross_entropy,
+    reconstruction_cross_entropy,
+)
+from cmt.reading import read
+from cmt.training_data import TrainingBatch
+
+
+@dataclass(kw_only=True, slots=True)
+class ObjectiveConfig:
+    """How the losses are weighed; the answer's cross-entropy has weight 1.
+
+    Attributes:
+        matching: Weight of the contrastive matching loss.
+        reconstruction: Weight of retelling documents from their memory.
+        alpha: α of the memory-aware objective; 0 is plain cross-entropy.
+        stale_keys: Keep the last key of every document as a further negative.
+        distractor_noise: Standard deviation of the noise on scores by which the other
+            memories of a question are picked, in units of the scaled score.
+    """
+
+    matching: float = 0.5
+    reconstruction: float = 0.3
+    alpha: float = 0.0
+    stale_keys: bool = True
+    distractor_noise: float = 2.0
+
+
+class TrainingStep(nn.Module):
+    """The whole step as one module, so that Accelerate can wrap it for several processes."""
+
+    stale_keys_XC: Tensor
+
+    def __init__(
+        self, base: BaseModel, compressor: Compressor, config: ObjectiveConfig, corpus: int
+    ) -> None:
+        """Make a step over `compressor`; `corpus` is the number of documents in all."""
+        super().__init__()
+        self._base = (base,)
+        self.compressor = compressor
+        self.config = config
+        keys = torch.zeros(corpus, compressor.config.key_size, device=base.device)
+        self.register_buffer("stale_keys_XC", keys, persistent=True)
+
+    def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Losses and measurements of a batch, each a scalar; ``"loss"`` is to be minimised."""
+        base, config = self._base[0], self.config
+        encoded = self.compressor(batch.compressor)
+        scores_QD = encoded.question_keys_QC @ encoded.document_keys_DC.T * self.compressor.scale()
+        matching = self._matching(encoded, batch)
+        self._aggregate(batch, scores_QD)
+        reading = batch.reading
+        hidden = read(base, reading, encoded.memories, self.compressor.reconstruction_embedding)
+        answers, retold = hidden[: reading.answers], hidden[reading.answers :]
+        labels = reading.labels_T[: reading.answers]
+        if config.alpha > 0:
+            with torch.no_grad():
+                plain = read(base, reading, None, self.compressor.reconstruction_embedding)
+                without = base.logits(plain[: reading.answers])
+            answer = memory_aware_cross_entropy(base.logits(answers), without, labels, config.alpha)
+        else:
+            answer = answer_cross_entropy(base.logits(answers), labels)
+        loss = answer + config.matching * matching
+        found = (scores_QD.argmax(1) == batch.positives_Q).float().mean()
+        report = {"answer": answer, "matching": matching, "found_in_batch": found}
+        if len(retold):
+            labels = reading.labels_T[reading.answers :]
+            report["reconstruction"] = reconstruction_cross_entropy(base.logits(retold), labels)
+            loss = loss + config.reconstruction * report["reconstruction"]
+        return {"loss": loss, **{name: value.detach() for name, value in report.items()}}
+
+    def _matching(self, encoded: Encoded, batch: TrainingBatch) -> Tensor:
+        stale, allowed = None, None
+        if self.config.stale_keys:
+            stale = self.stale_keys_XC.clone()
+            allowed = stale.any(dim=1)
+            allowed[batch.document_ids_D] = False
+            self.stale_keys_XC[batch.document_ids_D] = encoded.document_keys_DC.detach().float()
+        return contrastive_matching_loss(
+            encoded.question_keys_QC,
+            encoded.document_keys_DC,
+            batch.positives_Q,
+            self.compressor.scale(),
+            stale,
+            allowed,
+        )
+
+    def _aggregate(self, batch: TrainingBatch, scores_QD: Tensor) -> None:
+        """Say which memories each group reads, and with what weights (see `aggregation.py`)."""
+        groups = list(batch.reading.packing.groups)
+        if batch.single:
+            groups.pop(0).memories_BM = batch.positives_Q[: batch.single, None]
+        if batch.single < len(batch.positives_Q):
+            own_B = batch.positives_Q[batch.single :, None]
+            scores_BD = scores_QD[batch.single :]
+            noise_BD = torch.randn_like(scores_BD) * self.config.distractor_noise
+            others_BD = (scores_BD.detach() + noise_BD).scatter(1, own_B, -torch.inf)
+            others = others_BD.topk(batch.most_memories - 1, dim=1).indices
+            chosen_BM = torch.cat([own_B, others], dim=1)
+            # always the same number of places, so that one compiled graph serves all steps
+            places_M = torch.arange(batch.most_memories, device=chosen_BM.device)
+            chosen_scores = scores_BD.gather(1, chosen_BM)
+            chosen_scores = chosen_scores.masked_fill(places_M >= batch.memories, -torch.inf)
+            group = groups.pop(0)
+            group.memories_BM = chosen_BM
+            group.weights_BM = chosen_scores.log_softmax(1)
+        if len(batch.retold_R):
+            groups.pop(0).memories_BM = batch.retold_R[:, None]
+        assert not groups, "every group of the reading pass reads some memory"
