@@ -196,7 +196,8 @@ class Connection:
             sqlite3.SQLITE_CANTOPEN: "the file or its -wal and -shm companions can't be opened; "
             "its folder must be writable, even for reading",
             sqlite3.SQLITE_NOTADB: "it is not an SQLite file",
-            sqlite3.SQLITE_CORRUPT: "the file is damaged; verify() lists what is lost",
+            sqlite3.SQLITE_CORRUPT: "the file is damaged, or was copied without its -wal file; "
+            "restore a copy, or see what verify() finds lost",
             sqlite3.SQLITE_IOERR: "the disk could not be read or written (input/output error); "
             "nothing of this change was written",
         }.get(_code(error), "SQLite failed")
