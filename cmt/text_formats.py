@@ -1,0 +1,212 @@
+"""Files that hold one document each: plain text, Markdown, HTML, PDF.
+
+Each function reads a whole stream and returns the one `Document` in it, or raises
+`DocumentError` with what was expected and what was got.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from cmt.errors import DocumentError
+from cmt.records import Document
+
+if TYPE_CHECKING:
+    from bs4 import BeautifulSoup
+
+# HTML whose content is not text to read.
+UNSEEN = frozenset("script style template noscript svg iframe title".split())
+# HTML that stands apart: by a blank line, on a line of its own, in a table's cell.
+BLOCKS = (
+    "address article aside blockquote body details dialog div dl fieldset figcaption figure footer "
+    "form h1 h2 h3 h4 h5 h6 header hgroup hr main nav ol p pre section table ul"
+).split()
+LINES = "br caption dd dt legend li option summary tr".split()
+GAPS = dict.fromkeys(BLOCKS, "\n\n") | dict.fromkeys(LINES, "\n") | {"td": " ", "th": " "}
+
+# What pypdf lets through of its innards when a PDF is damaged, besides its own errors.
+PDF_DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?\n)---[ \t]*\n", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a stream comes from, and the title and date of a document that has none itself."""
+
+    name: str
+    title: str = ""
+    date: str | None = None
+
+    def document(self, text: str, *, title: str = "") -> Document:
+        """The stream's one document; raises DocumentError if the text can't be learned."""
+        check_text(text)
+        return Document(
+            text=text.strip(), title=title or self.title, date=self.date, source=self.name
+        )
+
+
+def check_text(text: str) -> None:
+    """Raise DocumentError unless `text` is valid Unicode with something to read in it."""
+    if not text:
+        raise DocumentError("Expected text, got nothing (empty).")
+    if text.isspace():
+        raise DocumentError(f"Expected text, got only white space ({len(text)} characters).")
+    check_unicode(text)
+
+
+def check_unicode(text: str) -> None:
+    """Raise DocumentError if `text` can't be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DocumentError(
+            f"Expected valid Unicode, got a lone surrogate or an undecodable byte "
+            f"at character {error.start}."
+        ) from error
+
+
+def decode(data: bytes, encoding: str = "utf-8-sig") -> str:
+    """Bytes to text with line feeds as line ends; a UTF-16 byte order mark is honoured."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif (zero := data.find(b"\0")) >= 0:
+        raise DocumentError(f"Expected text, got binary content (a zero byte at offset {zero}).")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DocumentError(
+            f"Expected {encoding.removesuffix('-sig').upper()} text, "
+            f"got byte 0x{data[error.start]:02x} at offset {error.start}."
+        ) from error
+    except (LookupError, UnicodeError) as error:
+        raise DocumentError(f"Expected text in a known encoding, got {encoding!r}.") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_text(stream: BinaryIO, origin: Origin) -> Document:
+    """Plain UTF-8 text."""
+    return origin.document(decode(stream.read()))
+
+
+def read_markdown(stream: BinaryIO, origin: Origin) -> Document:
+    """CommonMark with tables; the title is the first heading. Front matter stays as text."""
+    from bs4 import BeautifulSoup
+    from markdown_it import MarkdownIt
+
+    text = decode(stream.read())
+    check_text(text)
+    front = FRONT_MATTER.match(text)
+    body = text[front.end() :] if front else text
+    soup = BeautifulSoup(MarkdownIt("commonmark").enable("table").render(body), "html.parser")
+    heading = soup.find(re.compile("^h[1-6]$"))
+    title = one_line(heading.get_text()) if heading else ""
+    plain = visible_text(soup)
+    return origin.document(f"{front[1]}\n{plain}" if front else plain, title=title)
+
+
+def read_html(stream: BinaryIO, origin: Origin) -> Document:
+    """HTML in its declared encoding, else UTF-8; the title is the `title` element's."""
+    from bs4 import BeautifulSoup
+    from bs4.exceptions import ParserRejectedMarkup
+
+    data = stream.read()
+    markup = decode(data, _declared_encoding(data))
+    check_text(markup)
+    try:
+        soup = BeautifulSoup(markup, "html.parser")
+    except ParserRejectedMarkup as error:
+        raise DocumentError(f"Expected HTML, got markup that can't be parsed: {error}") from error
+    title = one_line(soup.title.get_text()) if soup.title else ""
+    return origin.document(visible_text(soup), title=title)
+
+
+def _declared_encoding(data: bytes) -> str:
+    from bs4.dammit import EncodingDetector
+
+    declared = (EncodingDetector.find_declared_encoding(data, is_html=True) or "utf-8").lower()
+    # Whoever can read the declaration byte by byte is not reading UTF-16 (the HTML standard).
+    return "utf-8-sig" if declared in ("utf-8", "utf8") or declared[:6] == "utf-16" else declared
+
+
+def visible_text(soup: BeautifulSoup) -> str:
+    """The text a browser would show: blocks apart, white space by HTML's rules."""
+    from bs4.element import NavigableString, PreformattedString, Tag
+
+    parts = ["\n"]
+    waiting: list[Any] = [soup]
+    while waiting:
+        node = waiting.pop()
+        text = ""
+        if isinstance(node, Tag):
+            if node.name not in UNSEEN:
+                text = GAPS.get(node.name, "")
+                children = [node.get_text()] if node.name == "pre" else reversed(node.contents)
+                waiting += [text, *children]  # the last is taken first; the gap comes again
+        elif isinstance(node, PreformattedString):
+            continue  # a comment, doctype or the like
+        elif isinstance(node, NavigableString):
+            text = re.sub(r"\s+", " ", node)
+            text = text.lstrip() if parts[-1][-1].isspace() else text
+        else:  # a gap, or preformatted text
+            text = node
+        if text:
+            parts.append(text)
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", "".join(parts))).strip()
+
+
+def one_line(text: str) -> str:
+    """`text` with every run of white space as one space."""
+    return " ".join(text.split())
+
+
+def read_pdf(stream: BinaryIO, origin: Origin) -> Document:
+    """The text layer of a PDF, pages apart by a blank line."""
+    data = stream.read()
+    if b"%PDF-" not in data[:1024]:
+        raise DocumentError(f"Expected a PDF (it starts with b'%PDF-'), got {data[:8]!r}.")
+    pages = _pdf_pages(data)
+    text = "\n\n".join(page.strip() for page in pages)
+    if not text.strip():
+        raise DocumentError(
+            f"Expected a PDF with a text layer, got {len(pages)} pages without text (a scan?)."
+        )
+    # Characters outside the basic plane may come as two surrogates each: join them.
+    return origin.document(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+
+def _pdf_pages(data: bytes) -> list[str]:
+    from pypdf import PdfReader
+    from pypdf.errors import DependencyError, FileNotDecryptedError, PyPdfError, WrongPasswordError
+
+    try:
+        reader = PdfReader(io.BytesIO(data))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise WrongPasswordError("it needs a password")
+        return [page.extract_text() for page in reader.pages]
+    except (DependencyError, FileNotDecryptedError, WrongPasswordError) as error:
+        raise DocumentError(
+            f"Expected a PDF that opens without a password, got an encrypted one: {error}."
+        ) from error
+    except (PyPdfError, *PDF_DAMAGE) as error:
+        raise DocumentError(
+            f"Expected a PDF that can be read, got a broken one ({type(error).__name__}: {error})."
+        ) from error
