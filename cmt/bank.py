@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from types import TracebackType
 
 from cmt import bank_check, bank_read, bank_write
 from cmt.bank_connection import Connection, Mode, check_path
@@ -56,7 +55,13 @@ class Bank:
     """
 
     def __init__(
-        self, path: Path, fingerprint: Fingerprint, reader: Connection, writer: Connection | None
+        self,
+        path: Path,
+        fingerprint: Fingerprint,
+        reader: Connection,
+        writer: Connection | None,
+        *,
+        may_add: bool,
     ) -> None:
         self.path = path
         self.fingerprint = fingerprint
@@ -64,6 +69,7 @@ class Bank:
         # Two connections, so that readers do not wait while this process writes.
         self._reader = reader
         self._writer = writer
+        self._may_add = may_add
 
     @classmethod
     def open(
@@ -79,7 +85,7 @@ class Bank:
         Args:
             path: The bank's file; its folder must exist.
             fingerprint: What makes and reads the memories. None accepts an existing bank of
-                any fingerprint, for listing, deleting and checking without a model.
+                any fingerprint, to list, delete and check without a model, but not to add.
             read_only: Change nothing; the bank must exist.
             busy_seconds: How long a write waits for another process that is writing.
 
@@ -99,7 +105,7 @@ class Bank:
             reader.recognise()
             found = reader.check_fingerprint(fingerprint)
             undo.pop_all()
-        return cls(path, found, reader, writer)
+        return cls(path, found, reader, writer, may_add=fingerprint is not None)
 
     def close(self) -> None:
         """Close the file; any later call but this one raises `BankError`."""
@@ -110,12 +116,7 @@ class Bank:
     def __enter__(self) -> Bank:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def add(self, entries: Sequence[tuple[Document, Sequence[EncodedPiece]]]) -> list[Outcome]:
@@ -139,6 +140,8 @@ class Bank:
             InputError: A document or piece can't be stored (names it); nothing was written.
             BankError: Full disk, locked, read-only; nothing was written, the bank stays usable.
         """
+        if not self._may_add:
+            raise BankError(f"the bank {self.path} was opened without fingerprint: give one to add")
         prepared = [document_entry(document, pieces) for document, pieces in entries]
         with self._writable().writing() as sqlite:
             bank_write.check_layout(sqlite, prepared)

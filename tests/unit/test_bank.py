@@ -429,6 +429,8 @@ def test_without_a_fingerprint_an_existing_bank_opens(bank, path):
     add(bank, "hello", id="d")
     with Bank.open(path, None) as other:
         assert other.fingerprint == FINGERPRINT
+        with pytest.raises(BankError, match="opened without fingerprint: give one to add"):
+            add(other, "memories of who knows which model")
         assert other.delete("d")
 
 
