@@ -194,19 +194,23 @@ def read_pdf(stream: BinaryIO, origin: Origin) -> Document:
 
 
 def _pdf_pages(data: bytes) -> list[str]:
-    from pypdf import PdfReader
-    from pypdf.errors import DependencyError, FileNotDecryptedError, PyPdfError, WrongPasswordError
+    from pypdf import PdfReader, errors
 
+    locked = (errors.DependencyError, errors.FileNotDecryptedError, errors.WrongPasswordError)
     try:
         reader = PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
-            raise WrongPasswordError("it needs a password")
+            raise errors.WrongPasswordError("it needs a password")
         return [page.extract_text() for page in reader.pages]
-    except (DependencyError, FileNotDecryptedError, WrongPasswordError) as error:
+    except (
+        errors.DependencyError,
+        errors.FileNotDecryptedError,
+        errors.WrongPasswordError,
+    ) as error:
         raise DocumentError(
             f"Expected a PDF that opens without a password, got an encrypted one: {error}."
         ) from error
-    except (PyPdfError, *PDF_DAMAGE) as error:
+    except (errors.PyPdfError, errors.DeprecationError, *PDF_DAMAGE) as error:
         raise DocumentError(
             f"Expected a PDF that can be read, got a broken one ({type(error).__name__}: {error})."
         ) from error
