@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -166,7 +167,8 @@ def _check_piece(name: str, document: Document, piece: EncodedPiece) -> None:
         )
     dtype_name(memory.dtype)
     for what, tensor in (("key", key), ("memory", memory)):
-        if not bool(torch.isfinite(tensor).all()):
+        lowest, highest = torch.aminmax(tensor.detach())  # NaN if there is one anywhere
+        if not (math.isfinite(lowest) and math.isfinite(highest)):
             raise InputError(f"{name}: expected finite numbers, got NaN or infinity in its {what}")
     norm = float(torch.linalg.vector_norm(key))
     if abs(norm - 1.0) > UNIT_TOLERANCE:

@@ -27,6 +27,12 @@ def bank(path):
         yield opened
 
 
+def one_wrong_number(number: float, dtype: torch.dtype) -> torch.Tensor:
+    memory = torch.zeros(2, 2, 1, 3, 4, dtype=dtype)
+    memory[1, 0, 0, 2, 1] = number
+    return memory
+
+
 def add(bank: Bank, text: str, seed: int = 0, **fields: object) -> Outcome:
     return bank.add([make_entry(text, seed, **fields)])[0]
 
@@ -123,3 +129,11 @@ def test_a_document_that_cannot_be_stored_is_refused(bank, document, message):
     with pytest.raises(DocumentError, match=message):
         bank.status_of(document)
     assert bank.count() == Counts(0, 0)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_one_number_that_is_not_finite_is_found(bank, number, dtype):
+    piece = replace(PIECE, memory=one_wrong_number(number, dtype))
+    with pytest.raises(InputError, match="got NaN or infinity in its memory"):
+        bank.add([(Document(text=TEXT), [piece])])
