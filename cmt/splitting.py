@@ -162,7 +162,7 @@ class _Cutter:
         count = len(piece.ids)
         if not 0 < self.overlap_tokens < count:
             return self._next_non_space(piece.end)
-        first = piece.starts[count - self.overlap_tokens]
+        first = max(piece.starts[count - self.overlap_tokens], piece.start + 1)
         latest = piece.starts[count - (self.overlap_tokens + 1) // 2]
         for pattern in (PARAGRAPH_END, SENTENCE_END):
             for end in self._ends(pattern, first, latest):

@@ -202,11 +202,7 @@ def _pdf_pages(data: bytes) -> list[str]:
         if reader.is_encrypted and not reader.decrypt(""):
             raise errors.WrongPasswordError("it needs a password")
         return [page.extract_text() for page in reader.pages]
-    except (
-        errors.DependencyError,
-        errors.FileNotDecryptedError,
-        errors.WrongPasswordError,
-    ) as error:
+    except locked as error:
         raise DocumentError(
             f"Expected a PDF that opens without a password, got an encrypted one: {error}."
         ) from error

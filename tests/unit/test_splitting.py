@@ -94,6 +94,13 @@ def test_no_overlap_where_none_is_asked(tokenizer):
     assert all(a.end <= b.start for a, b in pairwise(pieces))
 
 
+def test_a_piece_never_starts_where_the_one_before_starts(tokenizer):
+    """The last 15 tokens of the first piece begin in its first character."""
+    text = "000000\x80𐀀 𐀀00𐀀𐀀𐀀\nsand sand sand sand sand sand "
+    starts = [piece.start for piece in split(text, tokenizer, max_tokens=30, overlap_tokens=15)]
+    assert starts == sorted(set(starts))
+
+
 def test_a_wide_gap_is_in_no_piece(tokenizer):
     text = "sand" + " " * 100_000 + "clay"
     pieces = split(text, tokenizer)
