@@ -219,14 +219,19 @@ def packed_attention(  # noqa: PLR0913 - transformers fixes the signature
     for group, mask in zip(packing.groups, packed.masks, strict=True):
         B, T = group.index_BT.shape
         part = [states[offset : offset + B * T].unflatten(0, (B, T)) for states in flat]
-        outputs.append(_attend(part, group, mask, packed, scaling).flatten(0, 1))
+        outputs.append(_attend(module, part, group, mask, packed, scaling).flatten(0, 1))
         offset += B * T
     row = _ToRow.apply(torch.cat(outputs), packing.inverse_N, index, valid)
     return row[None], None
 
 
-def _attend(
-    part: list[Tensor], group: Group, mask: Tensor | None, packed: LayerPass, scaling: float | None
+def _attend(  # noqa: PLR0913
+    module: torch.nn.Module,
+    part: list[Tensor],
+    group: Group,
+    mask: Tensor | None,
+    packed: LayerPass,
+    scaling: float | None,
 ) -> Tensor:
     """Attention of one group: queries (B, T, H, E) to a (B, T, H, E) output."""
     query, key, value = part
@@ -244,10 +249,10 @@ def _attend(
     if before:
         key = torch.cat([*(pair[0].to(key.dtype) for pair in before), key], dim=1)
         value = torch.cat([*(pair[1].to(key.dtype) for pair in before), value], dim=1)
-    heads = query.shape[2] // key.shape[2]
-    if mask is not None and heads > 1:  # kernels that take a mask want every head spelt out
-        key, value = key.repeat_interleave(heads, 2), value.repeat_interleave(heads, 2)
-        heads = 1
+    groups = getattr(module, "num_key_value_groups", 1)
+    if mask is not None and groups > 1:  # kernels that take a mask want every head spelt out
+        key, value = key.repeat_interleave(groups, 2), value.repeat_interleave(groups, 2)
+        groups = 1
     output = functional.scaled_dot_product_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
@@ -255,7 +260,7 @@ def _attend(
         attn_mask=mask,
         is_causal=mask is None,
         scale=scaling,
-        enable_gqa=heads > 1,
+        enable_gqa=groups > 1,
     )
     return output.transpose(1, 2)
 

@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cmt.attention import LayerKV, Packing, PackedPass, pack
 from cmt.base_model import BaseModel
 from cmt.errors import InputError
+from cmt.lora import Lora
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,7 +34,7 @@ class CompressorConfig:
     Attributes:
         memory_tokens: K, positions a memory takes in the reader's cache.
         key_size: C.
-        lora_rank, lora_alpha, lora_dropout: As in PEFT; on every linear layer but the head.
+        lora_rank, lora_alpha: As in PEFT; on every linear layer but the head.
         max_piece_tokens: Longest text compressed into one memory; longer ones are split.
         overlap_tokens: Tokens two neighbouring pieces share.
     """
@@ -45,7 +43,6 @@ class CompressorConfig:
     key_size: int = 256
     lora_rank: int = 32
     lora_alpha: int = 64
-    lora_dropout: float = 0.0
     max_piece_tokens: int = 320
     overlap_tokens: int = 32
 
@@ -158,22 +155,7 @@ class Compressor(nn.Module):
         self.config = config
         self._base = (base,)  # in a tuple: the base model's weights are no part of this module
         dimensions, device = base.dimensions, base.device
-        lora = LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
-        get_peft_model(base.model, lora, autocast_adapter_dtype=True)  # type: ignore[arg-type]
-        self._tuners = tuple(m for m in base.model.modules() if isinstance(m, BaseTunerLayer))
-        self.lora = nn.ParameterDict(
-            {
-                name.replace(".", "/"): parameter
-                for name, parameter in base.model.named_parameters()
-                if "lora_" in name
-            }
-        )
+        self.lora = Lora(base.model, config.lora_rank, config.lora_alpha).float()
         width = dimensions.hidden_size
         with torch.no_grad():
             mean = base.model.get_input_embeddings().weight.float().mean(0)
@@ -187,7 +169,6 @@ class Compressor(nn.Module):
         self.reconstruction_embedding = near_mean()
         self.key_head = nn.Linear(width, config.key_size, device=device)
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0), device=device))
-        self._enable_lora(False)
 
     @property
     def base(self) -> BaseModel:
@@ -211,7 +192,7 @@ class Compressor(nn.Module):
         ).to(embeddings_NW.dtype)
         embeddings_NW = embeddings_NW.index_copy(0, batch.special_S, special_SW)
         run = PackedPass(packing=batch.packing, capture=batch.special_S[: D * K])
-        with self._lora_on():
+        with self.lora.on():
             hidden_NW = self.base.run_packed(embeddings_NW, batch.positions_N, run)
         keys = self.key_head(hidden_NW[batch.special_S[D * K :]].float())
         keys = functional.normalize(keys.float(), dim=-1)
@@ -229,20 +210,6 @@ class Compressor(nn.Module):
         counts = torch.bincount(batch.segments, minlength=shape[0]).clamp(min=1)
         learned = self.memory_embeddings.repeat(batch.documents, 1)
         return sums / counts[:, None] + learned
-
-    @contextmanager
-    def _lora_on(self) -> Iterator[None]:
-        self._enable_lora(True)
-        try:
-            yield
-        finally:
-            self._enable_lora(False)
-
-    def _enable_lora(self, enabled: bool) -> None:
-        # PEFT's own switch also turns gradients off, which would lose them between the
-        # compressing and the reading half of one training step
-        for tuner in self._tuners:
-            tuner._disable_adapters = not enabled  # noqa: SLF001
 
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and every trained weight rounded to bfloat16."""

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+import torch._inductor.config
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import nn
@@ -120,8 +121,7 @@ def train(
     )
     _ = base.sink  # once, before any layer is compiled
     if config.compile:
-        for layer in base.layers:
-            layer.forward = torch.compile(layer.forward, dynamic=True)
+        _compile(base, compressor)
     step_module = TrainingStep(base, compressor, config.objectives, len(data.documents))
     parameters = list(compressor.parameters())
     optimizer = torch.optim.AdamW(
@@ -197,6 +197,15 @@ def train(
     if accelerator.is_main_process:
         (folder / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     return compressor
+
+
+def _compile(base: BaseModel, compressor: Compressor) -> None:
+    """Compile the decoder layers: one graph for all of them, for any batch."""
+    # does nothing for dynamic shapes but fail on them (torch 2.11)
+    torch._inductor.config.triton.coalesce_tiling_analysis = False
+    compressor.lora.compiled = True
+    for layer in base.layers:
+        layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
 def _loader(data: TrainingData, config: TrainingConfig, start: int) -> DataLoader[TrainingBatch]:

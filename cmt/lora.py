@@ -1,0 +1,104 @@
+"""LoRA on the base model, merged for each pass: W + s·B·A in every linear layer, or plain W.
+
+The adapters are PEFT's (their initialisation, names and weights), the forward pass is not:
+a pass through the compressor adds s·B·A to the weight once and then costs what the base
+model costs, instead of three thin products a layer. With the adapters off a layer is the
+base layer itself, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+_ADAPTER = "default"
+
+
+class Lora(nn.Module):
+    """The adapters of one model; off except inside `on()`.
+
+    Set `compiled` when the model's layers are compiled with dynamic shapes.
+    """
+
+    def __init__(self, model: PreTrainedModel, rank: int, alpha: int) -> None:
+        """Lay fresh adapters over every linear layer of `model` but its output head."""
+        super().__init__()
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+        self._layers: list[LoraLayer] = []
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer):
+                module.merged_weight = None
+                module.__class__ = _merging(type(module))
+                self._layers.append(module)
+                for part in ("lora_A", "lora_B"):
+                    weight = getattr(module, part)[_ADAPTER].weight
+                    self.register_parameter(f"{name}.{part}".replace(".", "/"), weight)
+        self._cache: tuple[int, list[Tensor]] | None = None
+        self.compiled = False
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Run the model as the compressor."""
+        for layer, weight in zip(self._layers, self._merged(), strict=True):
+            if self.compiled:  # its shape is a constant of the graph
+                torch._dynamo.mark_static(weight)
+            layer.merged_weight = weight
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.merged_weight = None
+
+    def _merged(self) -> list[Tensor]:
+        """W + s·B·A of every layer; without gradients computed once and kept."""
+        if torch.is_grad_enabled():
+            self._cache = None
+            return self._merge()
+        version = sum(parameter._version for parameter in self.parameters())
+        if self._cache is None or self._cache[0] != version:
+            self._cache = version, self._merge()
+        return self._cache[1]
+
+    def _merge(self) -> list[Tensor]:
+        groups: dict[tuple[torch.Size, torch.Size, bool], list[int]] = defaultdict(list)
+        for number, layer in enumerate(self._layers):
+            A, B = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+            groups[A.shape, B.shape, bool(layer.fan_in_fan_out)].append(number)
+        merged: dict[int, Tensor] = {}
+        for (_, _, transposed), numbers in groups.items():  # like shapes in one product
+            layers = [self._layers[number] for number in numbers]
+            A = torch.stack([layer.lora_A[_ADAPTER].weight for layer in layers])
+            B = torch.stack([layer.lora_B[_ADAPTER].weight for layer in layers])
+            deltas = torch.bmm(B, A) * layers[0].scaling[_ADAPTER]
+            deltas = deltas.transpose(1, 2) if transposed else deltas
+            for number, layer, delta in zip(numbers, layers, deltas.unbind(), strict=True):
+                weight = layer.get_base_layer().weight
+                merged[number] = weight + delta.to(weight.dtype)
+        return [merged[number] for number in range(len(self._layers))]
+
+
+@cache
+def _merging(kind: type[LoraLayer]) -> type[LoraLayer]:
+    """PEFT's layer class with a forward pass of our own."""
+
+    def forward(layer: LoraLayer, states: Tensor) -> Tensor:
+        base = layer.get_base_layer()
+        weight = layer.merged_weight
+        if weight is None:
+            return base(states)
+        # GPT-2 keeps its weights the other way round
+        return functional.linear(states, weight.T if layer.fan_in_fan_out else weight, base.bias)
+
+    return type(f"Merging{kind.__name__}", (kind,), {"forward": forward})
