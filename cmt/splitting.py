@@ -26,7 +26,7 @@ WIDEST_WINDOW = 64  # characters a token at which a window is cut even if its to
 
 # Where a piece may end, best first. A match's end is the piece's end.
 PARAGRAPH_END = re.compile(r"\S(?=[^\S\n]*\n\s*?\n)")
-SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*(?=\s)|[。！？]|\S(?=[^\S\n]*\n)")  # noqa: RUF001
+SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*(?=\s)|[。！？]|\S(?=[^\S\n]*\n)")
 WORD_END = re.compile(r"\S(?=\s)")
 LOOK_AHEAD = 64  # characters of white space after an end that are looked at
 NON_SPACE = re.compile(r"\S")
