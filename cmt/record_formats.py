@@ -54,13 +54,15 @@ def read_csv(
         number = rows.line_num + 1  # where the row starts; it may go over several lines
         try:
             row = next(rows)
-            if row:
-                yield _document(_fields(columns, row), origin)
         except StopIteration:
             return
         except csv.Error as error:
             reason = f"Expected a row of CSV, got one that can't be parsed: {error}."
             yield Failure(document=f"{origin.name}:{number}", reason=reason)
+            continue
+        try:
+            if row:
+                yield _document(_fields(columns, row), origin)
         except DocumentError as error:
             yield Failure(document=f"{origin.name}:{number}", reason=str(error))
 

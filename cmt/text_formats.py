@@ -19,16 +19,17 @@ from cmt.records import Document
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup
+    from bs4.element import Tag
 
 # HTML whose content is not text to read.
 UNSEEN = frozenset("script style template noscript svg iframe title".split())
-# HTML that stands apart: by a blank line, on a line of its own, in a table's cell.
+# HTML that stands apart from what is around it: by a blank line, or on lines of its own.
 BLOCKS = (
     "address article aside blockquote body details dialog div dl fieldset figcaption figure footer "
     "form h1 h2 h3 h4 h5 h6 header hgroup hr main nav ol p pre section table ul"
 ).split()
-LINES = "br caption dd dt legend li option summary tr".split()
-GAPS = dict.fromkeys(BLOCKS, "\n\n") | dict.fromkeys(LINES, "\n") | {"td": " ", "th": " "}
+LINES = "caption dd dt legend li option summary tr".split()
+GAPS = dict.fromkeys(BLOCKS, 2) | dict.fromkeys(LINES, 1)  # line feeds before and after
 
 # What pypdf lets through of its innards when a PDF is damaged, besides its own errors.
 PDF_DAMAGE = (
@@ -60,7 +61,10 @@ class Origin:
         """The stream's one document; raises DocumentError if the text can't be learned."""
         check_text(text)
         return Document(
-            text=text.strip(), title=title or self.title, date=self.date, source=self.name
+            text=text.strip("\n").rstrip(),
+            title=title or self.title,
+            date=self.date,
+            source=self.name,
         )
 
 
@@ -134,7 +138,8 @@ def read_html(stream: BinaryIO, origin: Origin) -> Document:
     try:
         soup = BeautifulSoup(markup, "html.parser")
     except ParserRejectedMarkup as error:
-        raise DocumentError(f"Expected HTML, got markup that can't be parsed: {error}") from error
+        why = str(error).splitlines()[-1].strip()
+        raise DocumentError(f"Expected HTML, got markup that can't be parsed: {why}.") from error
     title = one_line(soup.title.get_text()) if soup.title else ""
     return origin.document(visible_text(soup), title=title)
 
@@ -151,26 +156,41 @@ def visible_text(soup: BeautifulSoup) -> str:
     """The text a browser would show: blocks apart, white space by HTML's rules."""
     from bs4.element import NavigableString, PreformattedString, Tag
 
-    parts = ["\n"]
-    waiting: list[Any] = [soup]
+    parts = ["\n\n"]
+    waiting: list[Any] = [soup]  # tags, strings and gaps; the last is the next one
     while waiting:
         node = waiting.pop()
         text = ""
-        if isinstance(node, Tag):
-            if node.name not in UNSEEN:
-                text = GAPS.get(node.name, "")
-                children = [node.get_text()] if node.name == "pre" else reversed(node.contents)
-                waiting += [text, *children]  # the last is taken first; the gap comes again
-        elif isinstance(node, PreformattedString):
-            continue  # a comment, doctype or the like
+        if isinstance(node, int):  # a gap: what is missing to so many line feeds
+            there = parts[-2:][0][-2:] + parts[-1][-2:]
+            text = "\n" * (node - (len(there) - len(there.rstrip("\n"))))
+        elif isinstance(node, Tag):
+            waiting += _opened(node)
         elif isinstance(node, NavigableString):
-            text = re.sub(r"\s+", " ", node)
-            text = text.lstrip() if parts[-1][-1].isspace() else text
-        else:  # a gap, or preformatted text
+            if not isinstance(node, PreformattedString):  # a comment, doctype or the like
+                text = re.sub(r"\s+", " ", node)
+                text = text.lstrip() if parts[-1][-1].isspace() else text
+        else:  # preformatted text or a line break
             text = node
         if text:
             parts.append(text)
-    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", "".join(parts))).strip()
+    text = re.sub(r"(?<![ \t])[ \t]+\n", "\n", "".join(parts))
+    return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
+
+
+def _opened(tag: Tag) -> list[Any]:
+    """What is in a tag, back to front, as `visible_text` takes it."""
+    from bs4.element import NavigableString
+
+    if tag.name in UNSEEN:
+        return []
+    if tag.name == "br":
+        return ["\n"]
+    if tag.name in ("td", "th"):
+        return [*reversed(tag.contents), NavigableString(" ")]
+    inside = [tag.get_text()] if tag.name == "pre" else reversed(tag.contents)
+    gap = GAPS.get(tag.name, 0)
+    return [gap, *inside, gap]
 
 
 def one_line(text: str) -> str:
