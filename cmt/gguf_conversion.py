@@ -5,6 +5,7 @@ transformers can load a GGUF file by itself, but takes half a minute for it at e
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from cmt.errors import ModelError
 VERSION = 1  # raise it when the same file is converted to something else than before
 
 # What transformers or gguf raise for a file they can't read.
-UNREADABLE = (ValueError, KeyError, IndexError, RuntimeError, ImportError, OSError)
+UNREADABLE = (ValueError, LookupError, RuntimeError, ImportError, OSError, struct.error)
 
 
 def convert_gguf(gguf: Path, folder: Path, *, progress: bool = True) -> None:

@@ -34,7 +34,9 @@ REGISTRY: dict[str, WheelFile] = {
     ),
 }
 
-HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model"]
+# What a model needs out of a hub repository: the files at its root, not other formats' copies.
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+HUB_OTHERS = ["*/*", "consolidated*"]
 GGUF_MAGIC = b"GGUF"
 BUILT = "model"  # name of the finished folder inside a temporary one
 SHORT_DIGEST = 12  # hex digits of a sha256 in a folder's name
@@ -197,7 +199,10 @@ def _resolve_hub(model_id: str, *, offline: bool, progress: bool) -> Path:
     try:
         with _hub_progress_bars(shown=progress):
             folder = snapshot_download(
-                model_id, allow_patterns=HUB_PATTERNS, local_files_only=offline
+                model_id,
+                allow_patterns=HUB_FILES,
+                ignore_patterns=HUB_OTHERS,
+                local_files_only=offline,
             )
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise ModelError(
