@@ -1,0 +1,134 @@
+"""Between the steps of asking: what a batch of questions reads, and its tokens made answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypedDict
+
+import torch
+
+from cmt import prompts
+from cmt.aggregation import Prefix, matching_weights
+from cmt.bank import MemorySource
+from cmt.base_model import BaseModel
+from cmt.errors import InputError
+from cmt.generation import Sampling
+from cmt.matching import Hit
+from cmt.records import Answer, Match, StoredMemory
+
+
+class AskOptions(TypedDict, total=False):
+    """Keywords of `Memory.ask`."""
+
+    top_k: int
+    sampling: Sampling
+    batch_size: int
+
+
+class AloneOptions(TypedDict, total=False):
+    """Keywords of `Memory.ask_without_memory`."""
+
+    chat: bool
+    sampling: Sampling
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What self-matching found for one question, best first; memories (L, 2, G, K, E) each."""
+
+    matches: tuple[Match, ...]
+    memories: list[torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A batch of questions as the frozen model reads them; `began` starts the answers' clock."""
+
+    base: BaseModel
+    began: float
+    questions: Sequence[str]
+    tokens: Sequence[Sequence[int]]
+    matches: Sequence[tuple[Match, ...]]
+    start: int = 0
+    prefix: Prefix | None = None
+    stop_tokens: Sequence[int] = ()
+
+    def answers(self, generated: Sequence[Sequence[int]]) -> list[Answer]:
+        """The answers that these token ids are, one sequence a question."""
+        seconds = time.perf_counter() - self.began
+        before = self.prefix.tokens if self.prefix is not None else [0] * len(generated)
+        return [
+            Answer(
+                question=question,
+                text=self.decode(own),
+                matches=matches,
+                prompt_tokens=len(tokens),
+                memory_tokens=memory_tokens,
+                generated_tokens=len(own),
+                seconds=seconds,
+            )
+            for question, tokens, matches, memory_tokens, own in zip(
+                self.questions, self.tokens, self.matches, before, generated, strict=True
+            )
+        ]
+
+    def collect(self, steps: Iterable[Sequence[int | None]]) -> list[Answer]:
+        """The answers, from what generation gives step by step."""
+        generated: list[list[int]] = [[] for _ in self.questions]
+        for step in steps:
+            for own, token in zip(generated, step, strict=True):
+                if token is not None:
+                    own.append(token)
+        return self.answers(generated)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Token ids as an answer's text, without white space around it."""
+        text = self.base.tokenizer.decode(
+            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text).strip()
+
+
+def found(
+    hits: Sequence[Hit],
+    sources: Iterator[MemorySource],
+    stored: Iterator[StoredMemory],
+    scale: float,
+) -> Found:
+    """One question's hits with their weights; takes as many sources and memories."""
+    weights = matching_weights([hit.score for hit in hits], scale).tolist()
+    matches = [
+        Match(**asdict(next(sources)), score=hit.score, weight=weight)
+        for hit, weight in zip(hits, weights, strict=True)
+    ]
+    return Found(tuple(matches), [next(stored).memory for _ in hits])
+
+
+def without_memory(
+    base: BaseModel, max_new_tokens: int, questions: Sequence[str], *, chat: bool
+) -> Reading:
+    """Questions for the frozen model alone, to be answered in one line."""
+    began = time.perf_counter()
+    if chat:
+        tokens = prompts.chat(base, questions, max_new_tokens)
+    else:
+        tokens = prompts.plain(base, questions, 0, max_new_tokens)
+    return Reading(
+        base=base,
+        began=began,
+        questions=questions,
+        tokens=tokens,
+        matches=[()] * len(questions),
+        stop_tokens=prompts.line_end(base),
+    )
+
+
+def batches(questions: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """The questions, at most `size` at a time."""
+    if size < 1:
+        raise InputError(f"expected batch_size of at least 1, got {size}")
+    for start in range(0, len(questions), size):
+        yield questions[start : start + size]

@@ -1,0 +1,158 @@
+"""Documents on their way into the bank: checked, split, gathered into windows, counted.
+
+A window is what fills one batch of the compressor, and one transaction of the bank. Only one
+is held at a time, so any number of documents can be learned in bounded memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cmt.bank import Bank, Outcome
+from cmt.compressor import Compressor
+from cmt.errors import InputError
+from cmt.memory_records import Progress
+from cmt.records import AddReport, Document, EncodedPiece, Failure
+from cmt.splitting import Piece, split
+
+MOST_DOCUMENTS = 256  # in a window, however short they are
+
+
+@dataclass(slots=True)
+class Draft:
+    """A document ready to be compressed; without pieces the bank has its memories already."""
+
+    document: Document
+    name: str
+    pieces: Sequence[Piece]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has become of the documents so far."""
+
+    added: list[str] = field(default_factory=list)
+    updated: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    memories: int = 0
+    memory_bytes: int = 0
+    tokens: int = 0
+
+    def stored(self, outcome: Outcome, pieces: Sequence[EncodedPiece]) -> None:
+        """Count a document that the bank has taken."""
+        lists = {"added": self.added, "updated": self.updated, "unchanged": self.unchanged}
+        lists[outcome.status].append(outcome.id)
+        self.tokens += sum(piece.tokens for piece in pieces)
+        if outcome.status != "unchanged":
+            self.memories += len(pieces)
+            self.memory_bytes += sum(piece.memory.nbytes for piece in pieces)
+
+    def progress(self) -> Progress:
+        """The figures for whoever watches."""
+        learned = len(self.added) + len(self.updated) + len(self.unchanged)
+        return Progress(
+            documents=learned + len(self.failed),
+            tokens=self.tokens,
+            memory_bytes=self.memory_bytes,
+        )
+
+    def report(self, seconds: float) -> AddReport:
+        """The result of the whole call."""
+        return AddReport(
+            added=tuple(self.added),
+            updated=tuple(self.updated),
+            unchanged=tuple(self.unchanged),
+            failed=tuple(self.failed),
+            memories=self.memories,
+            memory_bytes=self.memory_bytes,
+            tokens=self.tokens,
+            seconds=seconds,
+        )
+
+
+def as_items(
+    documents: Document | str | Iterable[Document | str | Failure],
+) -> Iterable[Document | str | Failure]:
+    """One document or many as an iterable.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if isinstance(documents, Document | str):
+        return [documents]
+    if not isinstance(documents, Iterable) or isinstance(documents, Mapping | bytes | bytearray):
+        raise InputError(
+            f"expected a Document, a str or an iterable of them, got {type(documents).__name__}"
+        )
+    return documents
+
+
+def drafts(
+    documents: Iterable[object], bank: Bank, compressor: Compressor
+) -> Iterator[Draft | Failure]:
+    """Each document split into pieces, or why that can't be; a reader's failures pass through."""
+    for position, item in enumerate(documents, start=1):
+        if isinstance(item, Failure):
+            yield item
+            continue
+        if not isinstance(item, Document | str):
+            reason = f"expected a Document or a str, got {type(item).__name__}"
+            yield Failure(document=f"document {position}", reason=reason)
+            continue
+        document = Document(text=item) if isinstance(item, str) else item
+        name = str(document.id or document.source or f"document {position}")
+        try:
+            known = bank.status_of(document) == "unchanged"
+            pieces = [] if known else split_for(compressor, document.text)
+        except InputError as error:
+            yield Failure(document=name, reason=str(error))
+            continue
+        yield Draft(document, name, pieces)
+
+
+def split_for(compressor: Compressor, text: str) -> list[Piece]:
+    """A text in pieces that this compressor can take.
+
+    Raises:
+        DocumentError: It can't be split.
+    """
+    config = compressor.config
+    return split(
+        text,
+        compressor.base.tokenizer,
+        max_tokens=config.max_piece_tokens,
+        overlap_tokens=config.overlap_tokens,
+    )
+
+
+def windows(
+    items: Iterable[Draft | Failure], more: int, most_tokens: int
+) -> Iterator[tuple[list[Draft], list[Failure]]]:
+    """Gather items until their pieces fill a batch of the compressor, or one goes beyond it.
+
+    Args:
+        items: What `drafts` gives.
+        more: Tokens that the compressor adds to each piece.
+        most_tokens: A batch's size.
+    """
+    window: list[Draft] = []
+    failed: list[Failure] = []
+    tokens = 0
+    for item in items:
+        if isinstance(item, Failure):
+            failed.append(item)
+            size = 0
+        else:
+            size = sum(len(piece.token_ids) + more for piece in item.pieces)
+            if window and tokens + size > most_tokens:
+                yield window, failed
+                window, failed, tokens = [], [], 0
+            window.append(item)
+        tokens += size
+        if len(window) + len(failed) == MOST_DOCUMENTS:
+            yield window, failed
+            window, failed, tokens = [], [], 0
+    if window or failed:
+        yield window, failed

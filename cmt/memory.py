@@ -1,0 +1,388 @@
+"""Memory: documents in, answers out; the method of arXiv 2412.07393 in its own order.
+
+    compress    M = Θ(d): each piece of a document becomes a memory and a key, in one pass
+    store       the memory bank {Mⁱ} takes them, durably
+    self-match  the question's key Θ(q) against the bank's keys: the k most similar memories
+    aggregate   ψ: those k, weighted by how well they match, become one prefix M*
+    generate    y = LLM(q; π(M*)): the frozen model answers after that prefix
+
+What surrounds these steps is elsewhere: `learning.py` gathers documents into batches,
+`prompts.py` turns questions into tokens, `streaming.py` tokens into pieces of text, and
+`opening.py` finds and loads the weights. (Past 300 lines: the method in one place, documented.)
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar, Unpack, overload
+
+import torch
+
+from cmt import prompts, weights
+from cmt.aggregation import Prefix, aggregate
+from cmt.answering import (
+    AloneOptions,
+    AskOptions,
+    Found,
+    Reading,
+    batches,
+    found,
+    without_memory,
+)
+from cmt.bank import Bank, Counts
+from cmt.bank_connection import check_path
+from cmt.compressor import Compressor
+from cmt.encoding import encode_documents, encode_questions
+from cmt.errors import BankError, FingerprintMismatchError, InputError, UnknownIdError
+from cmt.generation import GREEDY, Sampling, stream
+from cmt.learning import Draft, Tally, as_items, drafts, split_for, windows
+from cmt.matching import KeyIndex
+from cmt.memory_records import MemoryStats, Progress
+from cmt.opening import fingerprint, load_compressor
+from cmt.reading import reading_start
+from cmt.records import AddReport, Answer, Document, EncodedPiece, Failure, Match, StoredDocument
+from cmt.splitting import Piece
+from cmt.streaming import AnswerStream
+
+T = TypeVar("T")
+
+DEFAULT_TOP_K = 1
+BATCH_SIZE = 16  # questions answered together
+BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # compressed in one pass, memory tokens included
+_ATTEMPTS = 8  # searches, while documents found are being deleted
+
+
+class Memory:
+    """A frozen language model with a bank of what it has learned.
+
+    Threads may share one: they take turns at the model.
+
+    Attributes:
+        bank: The durable store.
+        compressor: Θ, with the frozen model underneath as `compressor.base`.
+    """
+
+    def __init__(self, bank: Bank, compressor: Compressor) -> None:
+        """Put the parts together; `close` will close the bank.
+
+        Raises:
+            FingerprintMismatchError: The bank was made by another base model or compressor.
+        """
+        own = fingerprint(compressor)
+        if bank.fingerprint != own:
+            raise FingerprintMismatchError(
+                f"expected a bank made by {own}, got {bank.path}, made by {bank.fingerprint}"
+            )
+        self.bank = bank
+        self.compressor = compressor
+        self._base = compressor.base
+        self._start = reading_start(compressor.config.max_piece_tokens)
+        self._index = KeyIndex(bank)
+        self._model = threading.Lock()  # LoRA is on while compressing, off while reading
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        model: str = weights.DEFAULT_MODEL,
+        checkpoint: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        offline: bool | None = None,
+        read_only: bool = False,
+    ) -> Memory:
+        """Open a bank with the model that reads it; a bank that isn't there yet is created.
+
+        Args:
+            path: The bank's file; its folder must exist.
+            model: Base model: a registered name, hub id, folder or GGUF file.
+            checkpoint: Folder of the trained compressor; None takes the one shipped for `model`.
+            device: Default: CUDA when there is one, else CPU.
+            dtype: Default: bfloat16 on CUDA, float32 on CPU.
+            offline: True never touches the network; None asks $CMT_OFFLINE and $HF_HUB_OFFLINE.
+            read_only: Only ask; the bank must exist.
+
+        Raises:
+            InputError: This machine doesn't have the device.
+            ModelError: The base model can't be had.
+            CheckpointError: No compressor for this base model.
+            FingerprintMismatchError: The bank was made by another base model or compressor.
+            BankError: The bank can't be opened.
+        """
+        check_path(Path(path), must_exist=read_only, read_only=read_only)  # before a slow load
+        compressor = load_compressor(model, checkpoint, device=device, dtype=dtype, offline=offline)
+        return cls(Bank.open(path, fingerprint(compressor), read_only=read_only), compressor)
+
+    def close(self) -> None:
+        """Close the bank; what was added is on disk already."""
+        self.bank.close()
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Learning: compress, store.
+
+    def add(
+        self,
+        documents: Document | str | Iterable[Document | str | Failure],
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        batch_tokens: int | None = None,
+    ) -> AddReport:
+        """Learn documents; what the bank holds already is not compressed again.
+
+        Documents are taken from the iterable a batch at a time, and a batch is on disk before
+        `on_progress` hears of it. One that can't be learned is reported and the rest goes on;
+        a `Failure` among them, from `read_path` say, is passed on to the report.
+
+        Args:
+            documents: One, or any number; a text alone is a document without id.
+            on_progress: Called after each batch.
+            batch_tokens: Most tokens compressed in one pass, a longer piece aside.
+
+        Raises:
+            InputError: `documents` are none, or batch_tokens < 1.
+            BankError: Full disk, locked, read-only. Batches before this one are kept.
+        """
+        began = time.perf_counter()
+        if batch_tokens is None:
+            batch_tokens = BATCH_TOKENS.get(self._base.device.type, BATCH_TOKENS["cpu"])
+        if batch_tokens < 1:
+            raise InputError(f"expected batch_tokens of at least 1, got {batch_tokens}")
+        tally = Tally()
+        items = drafts(as_items(documents), self.bank, self.compressor)
+        more = self.compressor.config.memory_tokens + 1
+        for window, failed in windows(items, more, batch_tokens):
+            tally.failed += failed
+            try:
+                self._store(window, tally, batch_tokens)
+            except InputError:  # the bank refused one of them: which?
+                self._store_singly(window, tally, batch_tokens)
+            if on_progress is not None:
+                on_progress(tally.progress())
+        return tally.report(time.perf_counter() - began)
+
+    def _compress(self, pieces: Sequence[Piece], batch_tokens: int) -> Iterator[EncodedPiece]:
+        """Compress, M = Θ(d): a memory and a key for each piece, in bfloat16 on the CPU."""
+        tokens = [piece.token_ids for piece in pieces]
+        passes = encode_documents(self.compressor, tokens, batch_tokens)
+        for batch, memories, keys in self._alone(passes):
+            on_cpu = zip(batch, keys.cpu(), memories.to("cpu", torch.bfloat16), strict=True)
+            for i, key, memory in on_cpu:
+                start, end = pieces[i].start, pieces[i].end
+                yield EncodedPiece(
+                    start=start, end=end, tokens=len(tokens[i]), key=key, memory=memory
+                )
+
+    def _store(self, window: Sequence[Draft], tally: Tally, batch_tokens: int) -> None:
+        """Store in {Mⁱ}: the window's documents, in one transaction."""
+        pieces = [piece for draft in window for piece in draft.pieces]
+        encoded = self._compress(pieces, batch_tokens)
+        entries = [(draft.document, list(islice(encoded, len(draft.pieces)))) for draft in window]
+        for outcome, (_, own) in zip(self.bank.add(entries), entries, strict=True):
+            tally.stored(outcome, own)
+
+    def _store_singly(self, window: Sequence[Draft], tally: Tally, batch_tokens: int) -> None:
+        """Each document by itself, compressed even if it was known: it may be gone meanwhile."""
+        for draft in window:
+            try:
+                pieces = split_for(self.compressor, draft.document.text)
+                self._store([replace(draft, pieces=pieces)], tally, batch_tokens)
+            except InputError as error:
+                tally.failed.append(Failure(document=draft.name, reason=str(error)))
+
+    # Asking: self-match, aggregate, generate.
+
+    @overload
+    def ask(  # type: ignore[overload-overlap] # a str is a Sequence[str] too
+        self, question: str, **options: Unpack[AskOptions]
+    ) -> Answer: ...
+    @overload
+    def ask(self, question: Sequence[str], **options: Unpack[AskOptions]) -> list[Answer]: ...
+    def ask(
+        self,
+        question: str | Sequence[str],
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        sampling: Sampling = GREEDY,
+        batch_size: int = BATCH_SIZE,
+    ) -> Answer | list[Answer]:
+        """Answer from what was learned; greedy answers don't depend on the batch.
+
+        Args:
+            question: One, or several.
+            top_k: How many memories are read for a question.
+            sampling: How tokens are chosen.
+            batch_size: Questions answered together.
+
+        Raises:
+            EmptyBankError: Nothing was learned yet.
+            InputError: An empty question, one too long for the model, or a number below 1.
+        """
+        return self._ask(question, batch_size, sampling, partial(self._read, top_k, sampling))
+
+    def stream(
+        self, question: str, *, top_k: int = DEFAULT_TOP_K, sampling: Sampling = GREEDY
+    ) -> AnswerStream:
+        """Like `ask` of one question, in pieces of text as they are generated.
+
+        The memories are found before this returns, so it raises what `ask` does.
+        """
+        reading = self._read(top_k, sampling, prompts.checked([question]))
+        tokens = (step[0] for step in self._generate(reading, sampling))
+        return AnswerStream(
+            (token for token in tokens if token is not None),
+            decode=reading.decode,
+            finish=lambda generated: reading.answers([generated])[0],
+            matches=reading.matches[0],
+        )
+
+    def search(self, question: str, *, top_k: int = DEFAULT_TOP_K) -> tuple[Match, ...]:
+        """The memories that `ask` would read for a question, best first; raises what it does."""
+        tokens = prompts.plain(self._base, prompts.checked([question]), self._start, 1)
+        return self._match(tokens, top_k)[0].matches
+
+    def _read(self, top_k: int, sampling: Sampling, questions: Sequence[str]) -> Reading:
+        """Self-match and aggregate: everything the frozen model is to read."""
+        began = time.perf_counter()
+        tokens = prompts.plain(self._base, questions, self._start, sampling.max_new_tokens)
+        memories = self._match(tokens, top_k)
+        return Reading(
+            base=self._base,
+            began=began,
+            questions=questions,
+            tokens=tokens,
+            matches=[own.matches for own in memories],
+            start=self._start,
+            prefix=self._aggregate(memories),
+        )
+
+    def _match(self, questions: Sequence[Sequence[int]], top_k: int) -> list[Found]:
+        """Self-match: the bank's memories whose keys are most like the question's key Θ(q)."""
+        with self._model:
+            keys_QC = encode_questions(self.compressor, questions)
+        for _ in range(_ATTEMPTS):
+            hits = self._index.search(keys_QC, top_k)
+            ids = [hit.memory_id for own in hits for hit in own]
+            try:
+                sources, stored = iter(self.bank.sources(ids)), iter(self.bank.memories(ids))
+            except UnknownIdError:  # deleted since the search
+                continue
+            scale = float(self.compressor.scale())
+            return [found(own, sources, stored, scale) for own in hits]
+        raise BankError(
+            f"expected to read the memories found in {self.bank.path}, but they were deleted "
+            f"meanwhile, {_ATTEMPTS} times in a row: ask again"
+        )
+
+    def _aggregate(self, questions: Sequence[Found]) -> Prefix:
+        """Aggregate (ψ): each question's memories side by side, weighted by how they match."""
+        return aggregate(
+            [own.memories for own in questions],
+            [[match.weight for match in own.matches] for own in questions],
+        )
+
+    def _generate(self, reading: Reading, sampling: Sampling) -> Iterator[list[int | None]]:
+        """Generate, y = LLM(q; π(M*)): the frozen model's next token of each answer, by steps."""
+        return self._alone(
+            stream(
+                self._base,
+                reading.tokens,
+                reading.prefix,
+                start=reading.start,
+                sampling=sampling,
+                stop_tokens=reading.stop_tokens,
+            )
+        )
+
+    @overload
+    def ask_without_memory(  # type: ignore[overload-overlap] # a str is a Sequence[str] too
+        self, question: str, **options: Unpack[AloneOptions]
+    ) -> Answer: ...
+    @overload
+    def ask_without_memory(
+        self, question: Sequence[str], **options: Unpack[AloneOptions]
+    ) -> list[Answer]: ...
+    def ask_without_memory(
+        self,
+        question: str | Sequence[str],
+        *,
+        chat: bool = False,
+        sampling: Sampling = GREEDY,
+        batch_size: int = BATCH_SIZE,
+    ) -> Answer | list[Answer]:
+        """What the frozen model answers from its own weights, to compare: a line of text.
+
+        Args:
+            question: One, or several.
+            chat: Ask by the model's chat template; else by the very prompt that `ask` uses.
+            sampling: How tokens are chosen.
+            batch_size: Questions answered together.
+
+        Raises:
+            InputError: As `ask`, or the model has no chat template.
+        """
+        read = partial(without_memory, self._base, sampling.max_new_tokens, chat=chat)
+        return self._ask(question, batch_size, sampling, read)
+
+    def _ask(
+        self,
+        question: str | Sequence[str],
+        batch_size: int,
+        sampling: Sampling,
+        read: Callable[[Sequence[str]], Reading],
+    ) -> Answer | list[Answer]:
+        answers: list[Answer] = []
+        for batch in batches(prompts.checked(question), batch_size):
+            reading = read(batch)
+            answers += reading.collect(self._generate(reading, sampling))
+        return answers[0] if isinstance(question, str) else answers
+
+    def _alone(self, steps: Iterator[T]) -> Iterator[T]:
+        """The same steps, each with the model to itself."""
+        while True:
+            with self._model:
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
+
+    # What is in the bank.
+
+    def forget(self, document_id: str) -> bool:
+        """Delete a document and its memories; False when there is none with this id."""
+        return self.bank.delete(document_id)
+
+    def get(self, document_id: str) -> StoredDocument:
+        """The document with this id; `UnknownIdError` when there is none."""
+        return self.bank.get(document_id)
+
+    def documents(self, *, limit: int | None = None, offset: int = 0) -> Iterator[StoredDocument]:
+        """The documents in the order they were added, skipping `offset`, at most `limit`."""
+        return self.bank.documents(limit=limit, offset=offset)
+
+    def count(self) -> Counts:
+        """How many documents and memories there are."""
+        return self.bank.count()
+
+    def stats(self) -> MemoryStats:
+        """What is held, what that costs, and what made it; reads every text."""
+        bank = self.bank.stats()
+        return MemoryStats(
+            bank=bank,
+            bytes_per_document=bank.memory_bytes / max(1, bank.documents),
+            memory_tokens=self.compressor.config.memory_tokens,
+            base_model=self._base.name,
+            fingerprint=self.bank.fingerprint,
+        )

@@ -1,0 +1,42 @@
+"""What `Memory` tells about itself and its work, beside the records of `cmt.records`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cmt.bank_records import Stats
+from cmt.records import Fingerprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far `Memory.add` is; what it counts as done is on disk.
+
+    Attributes:
+        documents: Documents that are done, unchanged and failed ones included.
+        tokens: Text tokens compressed.
+        memory_bytes: Bytes of memory tensor written.
+    """
+
+    documents: int
+    tokens: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryStats:
+    """What a memory holds, what that costs, and what made it.
+
+    Attributes:
+        bank: How much is stored and where the bytes are.
+        bytes_per_document: Bytes of memory tensor, on average; 0 for an empty bank.
+        memory_tokens: Places that one memory takes in the frozen model's cache.
+        base_model: The frozen model's name.
+        fingerprint: The weights of base model and compressor.
+    """
+
+    bank: Stats
+    bytes_per_document: float
+    memory_tokens: int
+    base_model: str
+    fingerprint: Fingerprint
