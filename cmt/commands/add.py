@@ -1,0 +1,110 @@
+"""cmt add: learn files, folders, standard input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cmt.commands.options import json_option, memory_options, on_terminal, print_json, size
+from cmt.readers import READERS, read_path, read_stdin
+
+if TYPE_CHECKING:
+    from cmt.memory_records import Progress
+    from cmt.records import AddReport, Document, Failure
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(list(READERS)),
+    help="Read everything as this.  [default: by a file's name; standard input as txt]",
+)
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    help="Most tokens compressed in one pass.  [default: 4096, on a GPU 16384]",
+)
+@json_option
+@memory_options
+def add(
+    paths: tuple[str, ...],
+    kind: str | None,
+    batch_tokens: int | None,
+    as_json: bool,
+    bank: Path,
+    **model: Any,
+) -> None:
+    """Learn files, folders or standard input (-).
+
+    What the bank holds already is passed over. A document that can't be learned is named on
+    standard error and the others are kept; the exit code is then 1.
+
+    \b
+    Examples:
+      cmt add notes.md reports/
+      cmt add articles.jsonl          # an object a line: text, id, title, date, source
+      pdftotext paper.pdf - | cmt add -
+    """  # noqa: D301
+    from cmt.memory import Memory
+
+    with Memory.open(bank, **model) as memory, _Bar() as bar:
+        report = memory.add(
+            _documents(paths, kind), on_progress=bar.show, batch_tokens=batch_tokens
+        )
+    if as_json:
+        print_json(asdict(report))
+    else:
+        click.echo(summary(report))
+    for failure in report.failed:
+        click.echo(f"error: {failure.document}: {failure.reason}", err=True)
+    if report.failed:
+        click.get_current_context().exit(1)
+
+
+def _documents(paths: tuple[str, ...], kind: str | None) -> Iterator[Document | Failure]:
+    for path in paths:
+        if path == "-":
+            yield from read_stdin(kind=kind or "txt")
+        else:
+            yield from read_path(path, kind=kind)
+
+
+def summary(report: AddReport) -> str:
+    """What became of the documents, and how fast."""
+    learned = len(report.added) + len(report.updated)
+    seconds = max(report.seconds, 1e-9)
+    return (
+        f"added {len(report.added)}, updated {len(report.updated)}, "
+        f"unchanged {len(report.unchanged)}, failed {len(report.failed)}\n"
+        f"{report.memories} memories of {size(report.memory_bytes)} from {report.tokens:,} tokens "
+        f"in {seconds:.1f} s ({learned / seconds:.1f} documents/s, "
+        f"{report.tokens / seconds:,.0f} tokens/s)"
+    )
+
+
+class _Bar:
+    """A progress bar on a terminal's standard error; how many are to come isn't known."""
+
+    def __init__(self) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(unit=" documents", disable=not on_terminal(), leave=False)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, progress: Progress) -> None:
+        """Move on to what is done now."""
+        self._bar.set_postfix_str(
+            f"{progress.tokens:,} tokens, {size(progress.memory_bytes)}", refresh=False
+        )
+        self._bar.update(progress.documents - self._bar.n)

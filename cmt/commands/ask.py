@@ -1,0 +1,107 @@
+"""cmt ask: answers from what was learned."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cmt.commands.options import (
+    json_option,
+    max_new_tokens_option,
+    memory_options,
+    print_answer,
+    top_k_option,
+)
+from cmt.errors import InputError
+
+
+@click.command()
+@click.argument("questions", nargs=-1)
+@top_k_option
+@max_new_tokens_option
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="0 takes the likeliest token, more samples.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    default=1.0,
+    show_default=True,
+    help="Sample from the smallest set of tokens with this probability.",
+)
+@click.option("--seed", type=int, help="Fixes sampling.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Questions answered together.")
+@click.option(
+    "--without-memory", is_flag=True, help="What the frozen model says by itself, to compare."
+)
+@json_option
+@memory_options
+def ask(  # noqa: PLR0913
+    *,
+    questions: tuple[str, ...],
+    top_k: int | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int | None,
+    batch_size: int | None,
+    without_memory: bool,
+    as_json: bool,
+    bank: Path,
+    **model: Any,
+) -> None:
+    """Answer each QUESTION from what was learned, with its sources.
+
+    Without QUESTION, standard input is read, a question a line. A number before a source is
+    the cosine of question and memory. With --json each answer is a line of JSON.
+
+    \b
+    Examples:
+      cmt ask "Who built the lighthouse of Arbon?"
+      cmt ask --json < questions.txt > answers.jsonl
+    """  # noqa: D301
+    if not questions and sys.stdin.isatty():
+        raise click.UsageError("Expected a question, or questions on standard input.")
+    from cmt.generation import Sampling
+    from cmt.memory import BATCH_SIZE, DEFAULT_TOP_K, Memory
+
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+    together = batch_size or BATCH_SIZE
+    lines = iter(questions) if questions else _lines()
+    first = list(islice(lines, together))  # before a slow load
+    if not first:
+        raise InputError("expected at least one question on standard input, got none")
+    with Memory.open(bank, read_only=True, **model) as memory:
+        batch, rest = first, lines
+        while batch:
+            if without_memory:
+                answers = memory.ask_without_memory(batch, sampling=sampling)
+            else:
+                answers = memory.ask(batch, top_k=top_k or DEFAULT_TOP_K, sampling=sampling)
+            for answer in answers:
+                print_answer(answer, as_json=as_json)
+            batch = list(islice(rest, together))
+
+
+def _lines() -> Iterator[str]:
+    """Lines of standard input that hold more than spaces."""
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            text = line.decode().strip()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"expected UTF-8 on standard input, got other bytes in line {number}: {error}"
+            ) from error
+        if text:
+            yield text

@@ -1,0 +1,55 @@
+"""cmt chat: questions and answers, one after the other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cmt.commands.options import max_new_tokens_option, memory_options, source_line, top_k_option
+from cmt.errors import InputError
+
+
+@click.command()
+@top_k_option
+@max_new_tokens_option
+@memory_options
+def chat(top_k: int | None, max_new_tokens: int, bank: Path, **model: Any) -> None:
+    """Ask one question after the other; answers appear as they are generated.
+
+    Each question is answered by itself: earlier ones are not remembered. An empty line or
+    Ctrl-D ends it.
+    """
+    from cmt.generation import Sampling
+    from cmt.memory import DEFAULT_TOP_K, Memory
+
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    with Memory.open(bank, read_only=True, **model) as memory:
+        counts = memory.count()
+        click.echo(f"{counts.documents} documents in {bank}; an empty line ends the chat.")
+        for question in _questions():
+            try:
+                answer = memory.stream(question, top_k=top_k or DEFAULT_TOP_K, sampling=sampling)
+                for piece in answer:
+                    click.echo(piece, nl=False)
+            except InputError as error:  # the next question may do better
+                click.echo(f"error: {error}", err=True)
+                continue
+            click.echo("" if answer.answer.text else "(nothing)")
+            for match in answer.matches:
+                click.echo(f"  {source_line(match)}")
+
+
+def _questions() -> Iterator[str]:
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            question = input(prompt).strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        yield question

@@ -1,0 +1,101 @@
+"""Options that commands share, and how they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from cmt.records import Answer, Match
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_BANK = "memory.sqlite"
+
+bank_option = click.option(
+    "--bank",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_BANK,
+    envvar="CMT_BANK",
+    help=f"The memory bank's file.  [default: $CMT_BANK, else {DEFAULT_BANK} in this folder]",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")
+top_k_option = click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    help="How many memories are read for a question.  [default: the library's, 1]",
+)
+max_new_tokens_option = click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Longest answer, in tokens.",
+)
+
+
+def model_options(command: F) -> F:
+    """--model, --checkpoint, --device and --offline, named as `Memory.open` names them."""
+    for option in (
+        click.option("--offline", is_flag=True, default=None, help="Never touch the network."),
+        click.option("--device", help="cpu, cuda, cuda:1, …  [default: cuda if there is one]"),
+        click.option(
+            "--checkpoint",
+            type=click.Path(path_type=Path),
+            help="Folder of a trained compressor.  [default: the one shipped for the model]",
+        ),
+        click.option(
+            "--model",
+            default="smollm2-135m",
+            show_default=True,
+            help="Frozen model: a registered name, hub id, folder or GGUF file.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def memory_options(command: F) -> F:
+    """`model_options` and --bank."""
+    return bank_option(model_options(command))
+
+
+def print_json(value: Any) -> None:
+    """One JSON document, in one line."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def print_answer(answer: Answer, *, as_json: bool) -> None:
+    """Question, answer and sources."""
+    if as_json:
+        print_json(asdict(answer))
+        return
+    click.echo(f"{answer.question.strip()}\n  {answer.text or '(nothing)'}")
+    for match in answer.matches:
+        click.echo(f"  {source_line(match)}")
+
+
+def source_line(match: Match) -> str:
+    """Where an answer came from, with the cosine of question and memory."""
+    place = dict.fromkeys(filter(None, (match.title, match.document_id, match.source)))
+    return f"[{match.score:.2f}] {' | '.join(place)}"
+
+
+def size(number: float) -> str:
+    """Bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def on_terminal() -> bool:
+    """Whether a progress bar has anyone to look at it."""
+    return sys.stderr.isatty()
