@@ -49,8 +49,14 @@ def aggregate(
         weights: For each question its memories' weights.
 
     Raises:
-        InputError: A question has no memory, or not as many weights as memories.
+        InputError: No question, one without a memory, not as many weights as memories, or a
+            weight below 0.
     """
+    if not memories or len(memories) != len(weights):
+        raise InputError(
+            f"expected memories and weights of at least one question, "
+            f"got {len(memories)} of memories and {len(weights)} of weights"
+        )
     rows, log_rows = [], []
     for own, shares in zip(memories, weights, strict=True):
         if not own or len(own) != len(shares):
@@ -60,7 +66,10 @@ def aggregate(
             )
         rows.append(torch.cat(list(own), dim=3))
         lengths = torch.tensor([memory.shape[3] for memory in own])
-        logs = torch.as_tensor(shares, dtype=torch.float32).log().cpu()
+        shares_M = torch.as_tensor(shares, dtype=torch.float32).cpu()
+        if not bool((shares_M >= 0).all()):
+            raise InputError(f"expected weights of at least 0, got {shares_M.tolist()}")
+        logs = shares_M.log()
         log_rows.append(logs.repeat_interleave(lengths))
     longest = max(row.shape[3] for row in rows)
     first = rows[0]

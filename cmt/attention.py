@@ -49,7 +49,7 @@ class Group:
 
 @dataclass(kw_only=True, slots=True)
 class Packing:
-    """How a row of N tokens falls into groups; `inverse_N` leads back from rectangles to the row."""
+    """How a row of N tokens falls into groups; `inverse_N` leads back from rectangles to it."""
 
     groups: tuple[Group, ...]
     inverse_N: Tensor
@@ -115,7 +115,7 @@ class PackedPass:
         """Make ready for a pass: the masks once, shared by all layers."""
         masks = tuple(
             _mask(group, self._prefix_tokens(), self.sink is not None, dtype)
-            if self.prefix is not None
+            if self.prefix is not None or self.sink is not None
             else None
             for group in self.packing.groups
         )
@@ -131,8 +131,7 @@ class PackedPass:
         ]
 
     def _prefix_tokens(self) -> int:
-        assert self.prefix is not None
-        return self.prefix[0][0].shape[1]
+        return 0 if self.prefix is None else self.prefix[0][0].shape[1]
 
     @property
     def captured(self) -> list[LayerKV]:
@@ -165,12 +164,12 @@ class _ToRectangle(torch.autograd.Function):
     """Packed rows to a padded rectangle. Its gradient is a gather too, never a scatter."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
         return rows[index]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return gradient[inverse], None, None
 
@@ -179,17 +178,17 @@ class _ToRow(torch.autograd.Function):
     """A padded rectangle back to packed rows; padding gets a zero gradient."""
 
     @staticmethod
-    def forward(ctx: Any, flat: Tensor, inverse: Tensor, index: Tensor, valid: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, flat: Tensor, inverse: Tensor, index: Tensor, valid: Tensor) -> Tensor:
         ctx.save_for_backward(index, valid)
         return flat[inverse]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         index, valid = ctx.saved_tensors
         return gradient[index] * valid[:, None, None], None, None, None
 
 
-def packed_attention(  # noqa: PLR0913 - transformers fixes the signature
+def packed_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -197,7 +196,7 @@ def packed_attention(  # noqa: PLR0913 - transformers fixes the signature
     attention_mask: Tensor | None,
     packed: LayerPass | None = None,
     scaling: float | None = None,
-    **kwargs: Any,  # noqa: ANN401
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of a transformers model; `query` (1, H, N, E), `key` and `value` (1, G, N, E).
 
@@ -214,18 +213,23 @@ def packed_attention(  # noqa: PLR0913 - transformers fixes the signature
     packing = packed.packing
     index = torch.cat([group.index_BT.flatten() for group in packing.groups])
     valid = torch.cat([group.valid_BT.flatten() for group in packing.groups])
-    flat = [_ToRectangle.apply(row, index, packing.inverse_N) for row in rows]
+    flat: list[Tensor] = [
+        _ToRectangle.apply(row, index, packing.inverse_N)  # type: ignore[no-untyped-call]
+        for row in rows
+    ]
     outputs, offset = [], 0
     for group, mask in zip(packing.groups, packed.masks, strict=True):
         B, T = group.index_BT.shape
         part = [states[offset : offset + B * T].unflatten(0, (B, T)) for states in flat]
         outputs.append(_attend(module, part, group, mask, packed, scaling).flatten(0, 1))
         offset += B * T
-    row = _ToRow.apply(torch.cat(outputs), packing.inverse_N, index, valid)
+    row: Tensor = _ToRow.apply(  # type: ignore[no-untyped-call]
+        torch.cat(outputs), packing.inverse_N, index, valid
+    )
     return row[None], None
 
 
-def _attend(  # noqa: PLR0913
+def _attend(
     module: torch.nn.Module,
     part: list[Tensor],
     group: Group,

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -22,17 +22,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from cmt import weights
 from cmt.attention import IMPLEMENTATION, LayerKV, PackedPass, pack
 from cmt.errors import ModelError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dimensions:
-    """What a memory's shape follows from; `kv_heads` is right for grouped-query attention."""
-
-    layers: int
-    hidden_size: int
-    kv_heads: int
-    head_size: int
-    vocabulary: int
+from cmt.model_structure import decoder_layers, dimensions, sliding_window
 
 
 class BaseModel:
@@ -44,20 +34,23 @@ class BaseModel:
         """Freeze `model`, which must have been loaded with ``attn_implementation="cmt"``.
 
         Raises:
-            ModelError: It is not a decoder-only model with one plain key/value head layout.
+            ModelError: It is not a decoder-only model with one plain key/value head layout, or
+                packed attention can't reproduce what it computes.
         """
         self.name = name or type(model).__name__
         self.tokenizer = tokenizer
-        self.dimensions = _dimensions(model)
-        if model.config._attn_implementation != IMPLEMENTATION:  # noqa: SLF001
+        self.dimensions = dimensions(model)
+        if model.config._attn_implementation != IMPLEMENTATION:
             raise ModelError(
                 f"expected a model loaded with attn_implementation={IMPLEMENTATION!r}, "
-                f"got {model.config._attn_implementation!r}"  # noqa: SLF001
+                f"got {model.config._attn_implementation!r}"
             )
         self.model = model.eval().requires_grad_(False)
-        self.layers = _decoder_layers(model, self.dimensions.layers)
+        self.layers = decoder_layers(model, self.dimensions.layers)
         for place, layer in enumerate(self.layers):
             layer.register_forward_pre_hook(_hand_over(place), with_kwargs=True)
+        self._window = sliding_window(model)
+        self._check()
 
     @classmethod
     def load(
@@ -83,39 +76,70 @@ class BaseModel:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation=IMPLEMENTATION, local_files_only=True
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=IMPLEMENTATION,
+                local_files_only=True,
+                output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(
                 f"expected a decoder-only causal language model in {folder}, "
                 f"got a folder that transformers can't load: {error}"
             ) from error
+        model, report = loaded
+        if missing := sorted(report["missing_keys"]):  # transformers would make them up
+            raise ModelError(
+                f"expected every weight of the model in {folder}, got none for "
+                f"{', '.join(missing[:3])} ({len(missing)} missing)"
+            )
         return cls(model.to(device), tokenizer, name=str(name_or_path))
 
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return self.model.get_input_embeddings().weight.device
+        return self._embedding_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The weights' element type."""
-        return self.model.get_input_embeddings().weight.dtype
+        return self._embedding_weight.dtype
+
+    @property
+    def _embedding_weight(self) -> Tensor:
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight
 
     @property
     def decoder(self) -> nn.Module:
         """The model without its output head."""
-        return self.model.get_decoder()
+        decoder: nn.Module = self.model.get_decoder()
+        return decoder
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions the model was made for; None: it sets no bound."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end a text: the tokenizer's, and those of the generation configuration."""
+        own = getattr(self.model.generation_config, "eos_token_id", None)
+        listed = own if isinstance(own, list) else [own]
+        ends = [self.tokenizer.eos_token_id, *listed]
+        return frozenset(token for token in ends if token is not None)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings of token ids, any shape to (*shape, D)."""
-        return self.model.get_input_embeddings()(tokens)
+        embeddings: Tensor = self.model.get_input_embeddings()(tokens)
+        return embeddings
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits of final hidden states, (*shape, D) to (*shape, vocabulary)."""
-        return self.model.get_output_embeddings()(hidden)
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        return logits
 
     @cached_property
     def sink(self) -> list[LayerKV]:
@@ -139,7 +163,16 @@ class BaseModel:
 
         Returns:
             Final hidden states of shape (N, D).
+
+        Raises:
+            ModelError: A segment is longer than the model's sliding window, if it has one.
         """
+        longest = max(group.index_BT.shape[1] for group in run.packing.groups)
+        if self._window is not None and longest > self._window:
+            raise ModelError(
+                f"expected segments of at most {self._window} tokens, the sliding window of "
+                f"{self.name}, got one of {longest}"
+            )
         run.start(len(self.layers), embeddings_ND.dtype)
         # a 4-D mask is handed through as it is: packed attention makes its own
         unused = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=embeddings_ND.device)
@@ -150,7 +183,37 @@ class BaseModel:
             use_cache=False,
             packed=run,
         )
-        return output.last_hidden_state[0]
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _check(self) -> None:
+        """Refuse a model of which a packed pass does not give its own logits."""
+        places = torch.arange(3, device=self.device)
+        run = PackedPass(packing=pack([[3]], self.device), capture=places)
+        try:
+            with torch.no_grad():
+                packed = self.logits(self.run_packed(self.embed(places), places, run)).float()
+                plain = self.model(places[None]).logits[0].float()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"expected a decoder-only model that runs packed attention, got {self.name}, "
+                f"which fails: {error}"
+            ) from error
+        expected = (3, self.dimensions.kv_heads, self.dimensions.head_size)
+        for layer in run.layers:
+            found = [tuple(part.shape) for part in layer.captured or ()]
+            if found != [expected] * 2:
+                raise ModelError(
+                    f"expected keys and values of {expected[1]} heads of size {expected[2]} in "
+                    f"every layer of {self.name}, got {found or 'a layer that hands over none'}"
+                )
+        # rounding in bfloat16 is about 0.01 of the norm, another computation about 1
+        difference = float((packed - plain).norm() / plain.norm())
+        if not difference < 0.1:
+            raise ModelError(
+                f"expected {self.name}'s own logits from a packed pass, got others (relative "
+                f"difference {difference:.2f}): it scales its logits or attends in its own way"
+            )
 
     def own_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The base model's own tensors by their plain name, without any adapter laid over them."""
@@ -175,39 +238,18 @@ def _digest(tensors: Iterator[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _dimensions(model: PreTrainedModel) -> Dimensions:
-    config = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"expected a decoder-only causal LM, got {type(model).__name__}")
-    heads, hidden = config.num_attention_heads, config.hidden_size
-    return Dimensions(
-        layers=config.num_hidden_layers,
-        hidden_size=hidden,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_size=getattr(config, "head_dim", None) or hidden // heads,
-        vocabulary=config.vocab_size,
-    )
-
-
-def _decoder_layers(model: PreTrainedModel, count: int) -> nn.ModuleList:
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise ModelError(f"expected {count} decoder layers in {type(model).__name__}, found none")
-
-
-def _hand_over(place: int) -> Any:  # noqa: ANN401 - a hook, typed by torch
+def _hand_over(place: int) -> Any:
     """Give a layer its own part of a packed pass."""
 
     def hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         run = kwargs.get("packed")
-        if run is None:
+        if not isinstance(run, PackedPass):
             return None
         return args, {**kwargs, "packed": run.layers[place]}
 

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder, laid out as PEFT and transformers users know it::
 
-    config.json                        the compressor's configuration and the base model's fingerprint
+    config.json                        the compressor's configuration, the base model's fingerprint
     model.safetensors                  the weights; above 16 MB in numbered shards with
     model-00001-of-00002.safetensors   model.safetensors.index.json
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -29,28 +30,37 @@ SHARD_BYTES = 16_000_000
 
 
 def save_pretrained(compressor: Compressor, folder: str | Path) -> None:
-    """Write a compressor to a folder, weights rounded to bfloat16."""
+    """Write a compressor to a folder, weights rounded to bfloat16.
+
+    A compressor that is there already is replaced.
+
+    Raises:
+        CheckpointError: Something else lies in the folder under a checkpoint's file names, or
+            it can't be written to.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("model*.safetensors*"):
-        old.unlink()
     tensors = {
         name: tensor.detach().bfloat16().cpu().contiguous()
         for name, tensor in compressor.state_dict().items()
     }
     plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD_BYTES)
-    for file, names in plan.filename_to_tensors.items():
-        save_file({name: tensors[name] for name in names}, folder / file, {"format": "pt"})
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     config = {
         "format": FORMAT,
         "base_model": compressor.base.name,
         "base_model_fingerprint": compressor.base.fingerprint,
         "compressor": asdict(compressor.config),
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_previous(folder)
+        _write(folder / CONFIG, config)  # first: what an interrupted save left can be replaced
+        for file, names in plan.filename_to_tensors.items():
+            save_file({name: tensors[name] for name in names}, folder / file, {"format": "pt"})
+        if plan.is_sharded:
+            index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+            _write(folder / INDEX, index)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"expected to write to folder {folder}, got: {error}") from error
 
 
 def from_pretrained(base: BaseModel, folder: str | Path) -> Compressor:
@@ -58,17 +68,18 @@ def from_pretrained(base: BaseModel, folder: str | Path) -> Compressor:
 
     Raises:
         CheckpointError: Nothing there, of another format or base model, damaged, or with
-            tensors missing, left over or of another shape.
+            tensors missing, left over or of another shape. `base` is left as it was.
+        InputError: `base` is under a compressor already.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"expected a compressor checkpoint in {folder}: no {CONFIG} there")
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        settings = CompressorConfig(**config["compressor"])
-        trained_on = config["base_model_fingerprint"]
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         found_format = config["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        trained_on = str(config["base_model_fingerprint"])
+        settings = CompressorConfig(**config["compressor"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"expected a compressor's configuration in {folder / CONFIG}, got one that can't be "
             f"read: {error}"
@@ -88,21 +99,46 @@ def from_pretrained(base: BaseModel, folder: str | Path) -> Compressor:
     try:
         compressor.load_state_dict(weights, strict=True)
     except RuntimeError as error:
+        compressor.detach()
         raise CheckpointError(
             f"expected the weights that {folder / CONFIG} describes, got others: {error}"
         ) from error
     return compressor.eval().requires_grad_(False)
 
 
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _remove_previous(folder: Path) -> None:
+    """Remove the weights of the compressor that was saved here before, and nothing else's."""
+    weights = sorted(folder.glob("model*.safetensors*"))
+    config: Any = None
+    if (folder / CONFIG).exists():
+        try:
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        except ValueError:
+            config = "not JSON"
+    ours = isinstance(config, dict) and "base_model_fingerprint" in config
+    if not ours and (config is not None or weights):
+        raise CheckpointError(
+            f"expected a folder that is empty or holds a compressor checkpoint, got {folder}, "
+            f"which holds something else called {CONFIG} or model*.safetensors"
+        )
+    for file in weights:
+        file.unlink()
+
+
 def _read(folder: Path) -> dict[str, torch.Tensor]:
     try:
         if (folder / INDEX).is_file():
-            files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            files = sorted({Path(file).name for file in index["weight_map"].values()})
         else:
             files = ["model.safetensors"]
         weights: dict[str, torch.Tensor] = {}
         for file in files:
             weights |= load_file(folder / file)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"expected readable weights in {folder}, got: {error}") from error
     return weights

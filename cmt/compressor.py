@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt.attention import LayerKV, Packing, PackedPass, pack
+from cmt.attention import LayerKV, PackedPass, Packing, pack
 from cmt.base_model import BaseModel
 from cmt.errors import InputError
 from cmt.lora import Lora
@@ -48,13 +48,14 @@ class CompressorConfig:
 
     def __post_init__(self) -> None:
         """Refuse what can't work."""
-        for name in ("memory_tokens", "key_size", "lora_rank", "max_piece_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"expected {name} of at least 1, got {getattr(self, name)}")
-        if not 0 <= self.overlap_tokens < self.max_piece_tokens:
+        for name, value in asdict(self).items():
+            least = 0 if name == "overlap_tokens" else 1
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"expected {name} of at least {least}, got {value!r}")
+        if self.overlap_tokens >= self.max_piece_tokens:
             raise InputError(
-                f"expected overlap_tokens from 0 to below max_piece_tokens "
-                f"({self.max_piece_tokens}), got {self.overlap_tokens}"
+                f"expected overlap_tokens below max_piece_tokens ({self.max_piece_tokens}), "
+                f"got {self.overlap_tokens}"
             )
 
 
@@ -105,8 +106,17 @@ def prepare(
     """Lay out token ids of documents and questions for one pass of the compressor.
 
     Positions: place 0 is the attention sink's; a document's tokens take 1 … n, its memory
-    tokens are spread evenly over that span, its key token takes n + 1.
+    tokens are spread evenly over that span, its key token takes n + 1. A question's tokens
+    take 1 … n too, its key token n + 1.
+
+    Raises:
+        InputError: A document without a token, or no document and no question.
     """
+    if not documents and not questions:
+        raise InputError("expected at least one document or question, got neither")
+    for number, document in enumerate(documents):
+        if not len(document):
+            raise InputError(f"expected at least one token a document, got none in no. {number}")
     K, D = memory_tokens, len(documents)
     tokens: list[Tensor] = []
     positions: list[Tensor] = []
@@ -150,8 +160,18 @@ class Compressor(nn.Module):
     """LoRA on the base model, K memory tokens and a key head: all that is ever trained."""
 
     def __init__(self, base: BaseModel, config: CompressorConfig) -> None:
-        """Lay a fresh, untrained compressor over `base`; reading is not changed by it."""
+        """Lay a fresh, untrained compressor over `base`; reading is not changed by it.
+
+        Raises:
+            InputError: `base` is under a compressor already, or has too few positions.
+        """
         super().__init__()
+        positions = base.max_positions
+        if positions is not None and config.max_piece_tokens + 2 > positions:
+            raise InputError(
+                f"expected max_piece_tokens of at most {positions - 2} over {base.name}, which "
+                f"has {positions} positions, got {config.max_piece_tokens}"
+            )
         self.config = config
         self._base = (base,)  # in a tuple: the base model's weights are no part of this module
         dimensions, device = base.dimensions, base.device
@@ -210,6 +230,10 @@ class Compressor(nn.Module):
         counts = torch.bincount(batch.segments, minlength=shape[0]).clamp(min=1)
         learned = self.memory_embeddings.repeat(batch.documents, 1)
         return sums / counts[:, None] + learned
+
+    def detach(self) -> None:
+        """Take the compressor off its base model, which can then carry another one."""
+        self.lora.remove()
 
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and every trained weight rounded to bfloat16."""

@@ -52,6 +52,8 @@ def encode_questions(
 ) -> Tensor:
     """Keys of tokenised questions, (Q, C) in float32 on the base model's device."""
     K = compressor.config.memory_tokens
+    if not questions:
+        return torch.zeros(0, compressor.config.key_size, device=compressor.base.device)
     keys = [
         compressor(
             move(prepare([], [questions[i] for i in batch], K), compressor.base.device)

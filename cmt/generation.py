@@ -9,6 +9,7 @@ far, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class Sampling:
         """Refuse values without meaning."""
         if self.max_new_tokens < 1:
             raise InputError(f"expected max_new_tokens of at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise InputError(f"expected a temperature of at least 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise InputError(f"expected top_p above 0 and at most 1, got {self.top_p}")
@@ -70,7 +71,7 @@ def generate(
         stop_tokens: End a text like the model's own end token.
 
     Raises:
-        InputError: No prompt, or an empty one.
+        InputError: No prompt, an empty one, one too long for the model, or not one prefix each.
     """
     texts: list[list[int]] = [[] for _ in prompts]
     for step in stream(
@@ -95,7 +96,8 @@ def stream(
     """Like `generate`, a step at a time: the next token of each text, None once it has ended."""
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise InputError("expected at least one prompt and one token in each, got none")
-    ends = {base.tokenizer.eos_token_id, *stop_tokens}
+    _check_room(base, start + max(map(len, prompts)) + sampling.max_new_tokens)
+    ends = base.end_tokens.union(stop_tokens)
     filler = base.tokenizer.eos_token_id or 0
     tokens_BT, valid_BT = _left_padded(prompts, filler, base.device)
     positions_BT = (valid_BT.cumsum(1) - 1).clamp(min=0) + start
@@ -124,6 +126,15 @@ def stream(
         tokens_BT = next_B[:, None]
         positions_BT = positions_BT[:, -1:] + 1
         valid_BT = torch.cat([valid_BT, valid_BT.new_ones(len(prompts), 1)], dim=1)
+
+
+def _check_room(base: BaseModel, positions: int) -> None:
+    """Past its last position a model fails or writes nonsense."""
+    if base.max_positions is not None and positions > base.max_positions:
+        raise InputError(
+            f"expected a prompt that ends, with its answer, within the {base.max_positions} "
+            f"positions of {base.name}, got one that needs {positions}"
+        )
 
 
 def _left_padded(
@@ -180,7 +191,7 @@ def _choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
     none = torch.zeros(len(logits_BV), 0, dtype=torch.long)
-    logits_BV = TemperatureLogitsWarper(sampling.temperature)(none, logits_BV.float())
+    logits_BV = TemperatureLogitsWarper(float(sampling.temperature))(none, logits_BV.float())
     if sampling.top_p < 1:
         logits_BV = TopPLogitsWarper(sampling.top_p)(none, logits_BV)
     return torch.multinomial(logits_BV.softmax(-1), 1, generator=generator)[:, 0]

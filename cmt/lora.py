@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -19,6 +20,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from cmt.errors import InputError
 
 _ADAPTER = "default"
 
@@ -30,27 +34,47 @@ class Lora(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, rank: int, alpha: int) -> None:
-        """Lay fresh adapters over every linear layer of `model` but its output head."""
+        """Lay fresh adapters over every linear layer of `model` but its output head.
+
+        Raises:
+            InputError: The model has adapters already.
+        """
         super().__init__()
+        if any(isinstance(module, LoraLayer) for module in model.modules()):
+            raise InputError(
+                "expected a base model without adapters, got one under a compressor already: "
+                "detach() that compressor first, or load the base model again"
+            )
         config = LoraConfig(
-            r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=rank,
+            lora_alpha=alpha,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         )
         inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
-        self._layers: list[LoraLayer] = []
+        self._model = (model,)  # in a tuple: no part of this module
+        self._layers: list[Any] = []  # LoraLayers; PEFT leaves their parts untyped
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer):
-                module.merged_weight = None
                 module.__class__ = _merging(type(module))
                 self._layers.append(module)
+                self._layers[-1].merged_weight = None
                 for part in ("lora_A", "lora_B"):
                     weight = getattr(module, part)[_ADAPTER].weight
                     self.register_parameter(f"{name}.{part}".replace(".", "/"), weight)
-        self._cache: tuple[int, list[Tensor]] | None = None
+        self._cache: tuple[list[tuple[int, int]], list[Tensor]] | None = None
         self.compiled = False
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Run the model as the compressor."""
+        """Run the model as the compressor.
+
+        Raises:
+            InputError: The adapters were removed.
+        """
+        if not self._layers:
+            raise InputError("expected a compressor over its base model, got a detached one")
         for layer, weight in zip(self._layers, self._merged(), strict=True):
             if self.compiled:  # its shape is a constant of the graph
                 torch._dynamo.mark_static(weight)
@@ -61,12 +85,20 @@ class Lora(nn.Module):
             for layer in self._layers:
                 layer.merged_weight = None
 
+    def remove(self) -> None:
+        """Take the adapters off: the model's layers are its own again."""
+        model = self._model[0]
+        for name, module in list(model.named_modules()):
+            if isinstance(module, LoraLayer):
+                model.set_submodule(name, module.get_base_layer())
+        self._layers, self._cache = [], None
+
     def _merged(self) -> list[Tensor]:
         """W + s·B·A of every layer; without gradients computed once and kept."""
         if torch.is_grad_enabled():
             self._cache = None
             return self._merge()
-        version = sum(parameter._version for parameter in self.parameters())
+        version = [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
         if self._cache is None or self._cache[0] != version:
             self._cache = version, self._merge()
         return self._cache[1]
@@ -90,14 +122,15 @@ class Lora(nn.Module):
 
 
 @cache
-def _merging(kind: type[LoraLayer]) -> type[LoraLayer]:
+def _merging(kind: type[Any]) -> type[Any]:
     """PEFT's layer class with a forward pass of our own."""
 
-    def forward(layer: LoraLayer, states: Tensor) -> Tensor:
+    def forward(layer: Any, states: Tensor) -> Tensor:
         base = layer.get_base_layer()
         weight = layer.merged_weight
         if weight is None:
-            return base(states)
+            plain: Tensor = base(states)
+            return plain
         # GPT-2 keeps its weights the other way round
         return functional.linear(states, weight.T if layer.fan_in_fan_out else weight, base.bias)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cmt.errors import InputError
+
 
 def answer_cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
     """The paper's base loss: −1/T Σₜ log p(yₜ | M*, q, y₍<ₜ₎).
@@ -54,7 +56,12 @@ def self_matching_loss(
         memories_DC: Pooled memories of D ≥ 2 documents.
         positives_Q: Each question's document.
         lambda_: λ.
+
+    Raises:
+        InputError: Fewer than two memories: there is no other one to keep apart from.
     """
+    if len(memories_DC) < 2:
+        raise InputError(f"expected the memories of at least 2 documents, got {len(memories_DC)}")
     similarity_Q = functional.cosine_similarity(questions_QC, memories_DC[positives_Q], dim=-1)
     distances_DD = (memories_DC[:, None] - memories_DC[None]).pow(2).sum(-1)
     own = torch.eye(len(memories_DC), dtype=torch.bool, device=memories_DC.device)

@@ -22,8 +22,8 @@ QUESTION_PREFIX = "Question:"
 ANSWER_PREFIX = "\nAnswer:"
 
 
-def question_tokens(tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:  # noqa: ANN401
-    """Token ids of ``Question: …\\nAnswer:`` for each question, read and matched alike."""
+def question_tokens(tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
+    r"""Token ids of ``Question: …\nAnswer:`` for each question, read and matched alike."""
     before = tokenizer(QUESTION_PREFIX, add_special_tokens=False)["input_ids"]
     after = tokenizer(ANSWER_PREFIX, add_special_tokens=False)["input_ids"]
     stripped = [" " + question.strip() for question in questions]

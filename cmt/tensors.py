@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def move(batch: Any, device: torch.device | str) -> Any:  # noqa: ANN401 - any nest of dataclasses
+def move(batch: Any, device: torch.device | str) -> Any:
     """A copy of a dataclass of tensors (nested in tuples or dataclasses) on another device."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)

@@ -23,10 +23,11 @@ from tqdm import tqdm
 
 from cmt.base_model import BaseModel
 from cmt.compressor import Compressor, CompressorConfig
-from cmt.datasets.squad import QADataset
+from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
 from cmt.tensors import move
 from cmt.training_data import BatchConfig, TrainingBatch, TrainingData
+from cmt.training_log import TrainingLog
 from cmt.training_state import load_training_state, save_training_state
 from cmt.training_step import ObjectiveConfig, TrainingStep
 
@@ -63,9 +64,16 @@ class TrainingConfig:
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        """Refuse a run that would never stop."""
+        """Refuse a run that would never stop, or not begin."""
         if self.steps is None and self.minutes is None:
             raise InputError("expected steps or minutes to stop after, got neither")
+        for name in ("steps", "minutes", "learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"expected {name} above 0, got {value}")
+        for name, least in (("log_every", 1), ("save_every", 0), ("workers", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"expected {name} of at least {least}, got {getattr(self, name)}")
 
 
 def learning_rate_factor(step: int, done: float, warmup_steps: int) -> float:
@@ -83,12 +91,12 @@ def train(
     resume: bool = False,
     on_step: Callable[[int, Compressor], None] | None = None,
 ) -> Compressor:
-    """Train a compressor and leave it in `folder`, with `metrics.jsonl` beside it.
+    """Train a compressor; `checkpoint.save_pretrained` keeps what comes back.
 
     Args:
         config: The run.
         dataset: Documents with questions, e.g. SQuAD's training part.
-        folder: Where state, metrics and the finished compressor go.
+        folder: Where the state to resume from and the metrics go.
         texts: Plain texts to retell.
         resume: Go on from the state in `folder`.
         on_step: Called after each step with the number of steps done.
@@ -97,10 +105,68 @@ def train(
         The trained compressor, laid over a freshly loaded base model.
 
     Raises:
-        InputError: Too few documents, or nothing to resume from.
+        InputError: Too few documents, or none of a token.
+        CheckpointError: Nothing to resume from, or the state of another run.
+        ModelError: The base model can't be had.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    run = _set_up(config, dataset, texts)
+    accelerator, process = run.accelerator, run.accelerator.process_index
+    step, before = 0, 0.0
+    if resume:
+        step, before = load_training_state(folder / "state", run.module, run.optimizer, process)
+    model = accelerator.prepare_model(run.module)
+    torch.manual_seed(config.seed + 1_000_003 * process + step)
+    batches = iter(_loader(run.data, config, step))
+    main = accelerator.is_main_process
+    log = TrainingLog(folder / "metrics.jsonl" if main else None, step=step, every=config.log_every)
+    bar = tqdm(total=config.steps, initial=step, unit="step", disable=not main)
+    began = time.monotonic() - before
+    with log, bar:
+        while True:
+            done = _done(config, step, _agreed(time.monotonic() - began, accelerator))
+            if done >= 1:
+                break
+            rate = config.learning_rate * learning_rate_factor(step, done, config.warmup_steps)
+            torch.manual_seed((config.seed << 32) + step * 1024 + process)
+            batch = move(next(batches), accelerator.device)
+            log.add(_optimise(model, batch, run.optimizer, accelerator, rate, config.clip_norm))
+            step += 1
+            bar.update()
+            if log.is_due(step) or step == config.steps:
+                documents = config.batch.documents * accelerator.num_processes
+                line = log.write(step, time.monotonic() - began, rate, documents)
+                bar.set_postfix(answer=f"{line['answer']:.3f}", found=line["found_in_batch"])
+            if config.save_every and step % config.save_every == 0:
+                run.save(folder, step, time.monotonic() - began)
+            if on_step is not None:
+                on_step(step, run.compressor)
+    run.save(folder, step, time.monotonic() - began)
+    accelerator.wait_for_everyone()
+    if main:
+        (folder / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+    return run.compressor
+
+
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    """What a run is made of."""
+
+    accelerator: Accelerator
+    compressor: Compressor
+    data: TrainingData
+    module: TrainingStep
+    optimizer: torch.optim.Optimizer
+
+    def save(self, folder: Path, step: int, seconds: float) -> None:
+        """Leave in `folder` what a run can resume from."""
+        process = self.accelerator.process_index
+        save_training_state(folder / "state", self.module, self.optimizer, step, seconds, process)
+
+
+def _set_up(config: TrainingConfig, dataset: QADataset, texts: Sequence[str]) -> _Run:
+    """Load the base model, lay a fresh compressor over it, tokenise the data."""
     torch.manual_seed(config.seed)
     accelerator = Accelerator(
         mixed_precision="bf16" if torch.cuda.is_available() else "no",
@@ -122,81 +188,42 @@ def train(
     _ = base.sink  # once, before any layer is compiled
     if config.compile:
         _compile(base, compressor)
-    step_module = TrainingStep(base, compressor, config.objectives, len(data.documents))
-    parameters = list(compressor.parameters())
+    module = TrainingStep(base, compressor, config.objectives, len(data.documents))
     optimizer = torch.optim.AdamW(
-        parameters,
+        list(compressor.parameters()),
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         betas=(0.9, 0.98),
         fused=accelerator.device.type == "cuda",
     )
-    start, before = 0, 0.0
-    if resume:
-        start, before = load_training_state(
-            folder / "state", step_module, optimizer, accelerator.process_index
-        )
-    model = accelerator.prepare_model(step_module)
-    torch.manual_seed(config.seed + 1_000_003 * accelerator.process_index + start)
-    batches = iter(_loader(data, config, start))
-    bar = tqdm(
-        total=config.steps, initial=start, unit="step", disable=not accelerator.is_main_process
+    return _Run(
+        accelerator=accelerator,
+        compressor=compressor,
+        data=data,
+        module=module,
+        optimizer=optimizer,
     )
-    metrics = (folder / "metrics.jsonl").open("a" if resume else "w")
-    totals: dict[str, torch.Tensor] = {}
-    began, step, since = time.monotonic() - before, start, start
-    log_began = time.monotonic()
-    with metrics, bar:
-        while True:
-            elapsed = _agreed(time.monotonic() - began, accelerator)
-            done = _done(config, step, elapsed)
-            if done >= 1:
-                break
-            factor = learning_rate_factor(step, done, config.warmup_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * factor
-            torch.manual_seed((config.seed << 32) + step * 1024 + accelerator.process_index)
-            batch = move(next(batches), accelerator.device)
-            with accelerator.autocast():
-                report = model(batch)
-            accelerator.backward(report["loss"])
-            norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            for name, value in {**report, "gradient_norm": norm}.items():
-                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
-            bar.update()
-            if step % config.log_every == 0:
-                now = time.monotonic()
-                line = {name: (value / (step - since)).item() for name, value in totals.items()}
-                rate = (step - since) * config.batch.documents * accelerator.num_processes
-                line |= {
-                    "step": step,
-                    "seconds": now - began,
-                    "learning_rate": config.learning_rate * factor,
-                    "documents_per_second": rate / (now - log_began),
-                }
-                if accelerator.is_main_process:
-                    metrics.write(json.dumps(line) + "\n")
-                    metrics.flush()
-                    bar.set_postfix(answer=f"{line['answer']:.3f}", found=line["found_in_batch"])
-                totals, since, log_began = {}, step, now
-            if config.save_every and step % config.save_every == 0:
-                save_training_state(
-                    folder / "state", step_module, optimizer, step,
-                    time.monotonic() - began, accelerator.process_index,
-                )  # fmt: skip
-            if on_step is not None:
-                on_step(step, compressor)
-    save_training_state(
-        folder / "state", step_module, optimizer, step,
-        time.monotonic() - began, accelerator.process_index,
-    )  # fmt: skip
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (folder / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
-    return compressor
+
+
+def _optimise(
+    model: nn.Module,
+    batch: TrainingBatch,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    learning_rate: float,
+    clip_norm: float,
+) -> dict[str, torch.Tensor]:
+    """One step: forward, backward, update. Returns its measurements."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    with accelerator.autocast():
+        report: dict[str, torch.Tensor] = model(batch)
+    accelerator.backward(report["loss"])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {**report, "gradient_norm": norm}
 
 
 def _compile(base: BaseModel, compressor: Compressor) -> None:
@@ -213,7 +240,7 @@ def _loader(data: TrainingData, config: TrainingConfig, start: int) -> DataLoade
     return DataLoader(
         data,
         batch_size=None,
-        sampler=range(start, 2**31),  # type: ignore[arg-type]
+        sampler=range(start, 2**31),
         num_workers=config.workers,
         prefetch_factor=4 if config.workers else None,
         pin_memory=False,

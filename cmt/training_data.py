@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cmt.compressor import CompressorInput, prepare
-from cmt.datasets.squad import QADataset
+from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
 from cmt.reading import ReadInput, prepare_reading, question_tokens, reading_start
 
@@ -47,6 +47,23 @@ class BatchConfig:
     several_share: float = 0.5
     most_memories: int = 4
     max_answer_tokens: int = 24
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be filled."""
+        least = {
+            "documents": 1,
+            "texts": 0,
+            "questions_per_document": 1,
+            "group": 1,
+            "most_memories": 1,
+            "max_answer_tokens": 1,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise InputError(f"expected {name} of at least {bound}, got {getattr(self, name)}")
+        for name in ("retold_share", "several_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -77,7 +94,7 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
     def __init__(  # noqa: PLR0913
         self,
         dataset: QADataset,
-        tokenizer: Any,  # noqa: ANN401
+        tokenizer: Any,
         config: BatchConfig,
         *,
         memory_tokens: int,
@@ -97,6 +114,10 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
             texts: Plain texts; each should be no longer than a piece, the rest is cut.
             seed: Fixes everything.
             process, processes: This process's number in a distributed run, and how many.
+
+        Raises:
+            InputError: Too few documents for a batch, one without a token, more memories to
+                read at once than documents, or a tokenizer without an end token.
         """
         self.config, self.seed = config, seed
         self.process, self.processes = process, processes
@@ -107,21 +128,32 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
                 f"expected at least {config.documents * processes} documents with questions "
                 f"(documents a batch × processes), got {len(self.answerable)}"
             )
+        drawn = config.documents + (config.texts if texts else 0)
+        if config.several_share and not 2 <= config.most_memories <= drawn:
+            raise InputError(
+                f"expected most_memories from 2 to the {drawn} documents of a batch where some "
+                f"questions read several, got {config.most_memories}"
+            )
         self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
-    def _tokenise(self, dataset: QADataset, tokenizer: Any, texts: Sequence[str]) -> None:  # noqa: ANN401
+    def _tokenise(self, dataset: QADataset, tokenizer: Any, texts: Sequence[str]) -> None:
         def ids(strings: list[str]) -> list[list[int]]:
             return tokenizer(strings, add_special_tokens=False)["input_ids"] if strings else []
 
         passages = [document.text for document in dataset.documents]
         limit = self.max_piece_tokens
         self.documents = [tokens[:limit] for tokens in ids(passages + list(texts))]
+        for number, tokens in enumerate(self.documents):
+            if not tokens:
+                raise InputError(f"expected a token in every document, got none in no. {number}")
         self.first_text = len(passages)
         self.questions = question_tokens(tokenizer, [q.text for q in dataset.questions])
         shortest = [" " + min(q.answers, key=len) for q in dataset.questions]
         end = tokenizer.eos_token_id
+        if end is None:
+            raise InputError("expected a tokenizer with an end token to end answers, got none")
         cut = self.config.max_answer_tokens
-        self.answers = [tokens[:cut] + [end] for tokens in ids(shortest)]
+        self.answers = [[*tokens[:cut], end] for tokens in ids(shortest)]
         self.questions_of: dict[int, list[int]] = defaultdict(list)
         for number, question in enumerate(dataset.questions):
             self.questions_of[question.document].append(number)

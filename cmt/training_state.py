@@ -1,7 +1,7 @@
 """What a training run needs to go on: weights, stale keys, optimizer moments, step, clock.
 
 Safetensors and JSON, no pickle. Written to a sibling folder first and renamed, so that an
-interrupted save leaves the previous state whole.
+interrupted save leaves the previous state whole, here or in the sibling ``.old``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cmt.errors import CheckpointError
 
 
-def save_training_state(  # noqa: PLR0913
+def save_training_state(
     folder: Path,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -57,11 +58,21 @@ def load_training_state(
         Steps done and seconds trained.
 
     Raises:
-        CheckpointError: There is no state in `folder`, or it is of another run.
+        CheckpointError: There is no state in `folder`, or it is damaged or of another run.
     """
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists() and old.exists():  # interrupted between the two renames
+        folder = old
     if not (folder / "state.json").exists():
         raise CheckpointError(f"expected a training state in {folder} to resume, found none")
-    tensors = load_file(folder / "state.safetensors")
+    try:
+        tensors = load_file(folder / "state.safetensors")
+        saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        step, seconds = int(saved["step"]), float(saved["seconds"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"expected a training state in {folder} that can be read, got: {error}"
+        ) from error
     weights = {n.removeprefix("module/"): t for n, t in tensors.items() if n.startswith("module/")}
     try:
         module.load_state_dict(weights)
@@ -75,5 +86,4 @@ def load_training_state(
             _, number, part = name.split("/")
             state.setdefault(int(number), {})[part] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    saved = json.loads((folder / "state.json").read_text())
-    return int(saved["step"]), float(saved["seconds"])
+    return step, seconds

@@ -46,7 +46,7 @@ def config(family: str) -> LlamaConfig | Qwen2Config | GPT2Config:
     """A two- or three-layer configuration; Llama and Qwen with grouped-query attention."""
     common = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     if family == "gpt2":
-        return GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=512, **common)
+        return GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=1024, **common)
     kind = {"llama": LlamaConfig, "qwen": Qwen2Config}[family]
     return kind(
         hidden_size=32,
@@ -54,7 +54,7 @@ def config(family: str) -> LlamaConfig | Qwen2Config | GPT2Config:
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=1024,
         tie_word_embeddings=True,
         **common,
     )

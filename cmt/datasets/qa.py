@@ -59,6 +59,11 @@ class QADataset:
                     f"{self.name}: question {question.id!r} is on document {question.document}, "
                     f"but there are {len(self.documents)}"
                 )
+            if not question.answers:
+                raise InputError(
+                    f"{self.name}: expected at least one gold answer to question "
+                    f"{question.id!r}, got none"
+                )
 
     def questions_by_document(self) -> list[list[int]]:
         """Indices into `questions`, one list a document (empty where nothing is asked)."""

@@ -20,6 +20,7 @@ from cmt.aggregation import aggregate_resident, matching_weights
 from cmt.compressor import Compressor
 from cmt.datasets.qa import QADataset
 from cmt.encoding import encode_documents, encode_questions
+from cmt.errors import InputError
 from cmt.generation import Sampling, generate
 from cmt.metrics import bootstrap_interval, exact_match, f1, prefix_exact_match, recall_at
 from cmt.reading import question_tokens, reading_start
@@ -71,10 +72,15 @@ class ResidentBank:
     seconds: float
 
 
-def learn(
-    compressor: Compressor, dataset: QADataset, *, batch_tokens: int = 16384
-) -> ResidentBank:
-    """Compress every document of a dataset, long ones in pieces."""
+def learn(compressor: Compressor, dataset: QADataset, *, batch_tokens: int = 16384) -> ResidentBank:
+    """Compress every document of a dataset, long ones in pieces.
+
+    Raises:
+        InputError: The dataset has no documents.
+        DocumentError: One has nothing in it.
+    """
+    if not dataset.documents:
+        raise InputError(f"expected at least one document in {dataset.name}, got none")
     config, base = compressor.config, compressor.base
     began = time.perf_counter()
     pieces: list[tuple[int, ...]] = []
@@ -117,7 +123,7 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int = 24,
     resamples: int = 1000,
-    progress: Any = None,  # noqa: ANN401 - tqdm or a stand-in with update()
+    progress: Any = None,
 ) -> QAResult:
     """Learn all documents, ask all questions, score.
 
@@ -130,7 +136,12 @@ def evaluate(
         max_new_tokens: Longest answer.
         resamples: Of the bootstrap.
         progress: Something with `update(n)`, told the number of questions answered.
+
+    Raises:
+        InputError: No documents or no questions; a number below 1.
+        DocumentError: A document that can't be split into pieces (an empty one).
     """
+    _check(dataset, batch_size=batch_size, resamples=resamples, top_k=min(top_k, default=1))
     base, config = compressor.base, compressor.config
     bank = learn(compressor, dataset)
     prompts = question_tokens(base.tokenizer, [q.text for q in dataset.questions])
@@ -165,7 +176,7 @@ def evaluate(
                 sampling=sampling,
             )
             for i, text in zip(rows, texts, strict=True):
-                predictions[i] = base.tokenizer.decode(text, skip_special_tokens=True).strip()
+                predictions[i] = str(base.tokenizer.decode(text, skip_special_tokens=True)).strip()
             if progress is not None:
                 progress.update(len(rows))
         seconds[name] = time.perf_counter() - began
@@ -185,7 +196,16 @@ def evaluate(
 
 
 def score(predictions: Sequence[str], dataset: QADataset, *, resamples: int = 1000) -> Scores:
-    """Standard EM and F1, and the peers' prefix EM, in percent."""
+    """Standard EM and F1, and the peers' prefix EM, in percent.
+
+    Raises:
+        InputError: No question, or not one prediction each.
+    """
+    if not predictions or len(predictions) != len(dataset.questions):
+        raise InputError(
+            f"expected a prediction for each of the {len(dataset.questions)} questions of "
+            f"{dataset.name}, at least one, got {len(predictions)}"
+        )
     answers = [question.answers for question in dataset.questions]
     pairs = list(zip(predictions, answers, strict=True))
     exact = [100 * exact_match(prediction, gold) for prediction, gold in pairs]
@@ -199,6 +219,14 @@ def score(predictions: Sequence[str], dataset: QADataset, *, resamples: int = 10
         f1_interval=bootstrap_interval(overlap, resamples=resamples),
         predictions=list(predictions),
     )
+
+
+def _check(dataset: QADataset, **numbers: int) -> None:
+    if not dataset.questions:
+        raise InputError(f"expected at least one question in {dataset.name}, got none")
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"expected {name} of at least 1, got {number}")
 
 
 def _document_ranks(

@@ -1,0 +1,83 @@
+"""A small corpus and an untrained compressor whose every weight matters."""
+
+from __future__ import annotations
+
+import torch
+
+from cmt.compressor import Compressor, CompressorConfig
+from cmt.datasets.qa import QADataset, Question
+from cmt.records import Document
+from tests import tiny
+
+NAMES = ("Arbon", "Mirna", "Selka", "Torvik", "Ulmen", "Varga", "Wistow", "Ysel")
+BUILDERS = ("Clara Weiss", "Jon Sand", "Ada Moss", "Ivo Rask", "Lea Holt", "Max Birk", "Una", "Pia")
+
+
+def dataset(documents: int = 8, articles: int = 2) -> QADataset:
+    """Documents about towers, two questions on each; neighbours share an article."""
+    texts = [
+        f"The tower of {NAMES[i % 8]} {i} was built in {1800 + i} by {BUILDERS[i % 8]}. "
+        f"It stands on a rock and is {20 + i} metres high." + " The sea is near." * (i % 3)
+        for i in range(documents)
+    ]
+    return QADataset(
+        name="towers",
+        documents=tuple(Document(text=text, id=f"tower-{i}") for i, text in enumerate(texts)),
+        articles=tuple(i * articles // documents for i in range(documents)),
+        questions=tuple(
+            question
+            for i in range(documents)
+            for question in (
+                Question(
+                    id=f"who-{i}",
+                    text=f"Who built the tower of {NAMES[i % 8]} {i}?",
+                    answers=(BUILDERS[i % 8],),
+                    document=i,
+                ),
+                Question(
+                    id=f"when-{i}",
+                    text=f"When was the tower of {NAMES[i % 8]} {i} built?",
+                    answers=(f"in {1800 + i}", f"{1800 + i}"),
+                    document=i,
+                ),
+            )
+        ),
+    )
+
+
+SETTINGS = {
+    "memory_tokens": 4,
+    "key_size": 16,
+    "lora_rank": 4,
+    "lora_alpha": 8,
+    "max_piece_tokens": 96,
+    "overlap_tokens": 8,
+}
+
+
+def config(**changes: int) -> CompressorConfig:
+    """A small compressor's configuration."""
+    return CompressorConfig(**{**SETTINGS, **changes})
+
+
+def compressor(family: str = "llama", seed: int = 0, **changes: int) -> Compressor:
+    """A compressor over a fresh tiny base model, every weight moved off its first value.
+
+    PEFT begins with B = 0, where adapters do nothing and half of the gradients are zero.
+    """
+    base = tiny.base_model(family)
+    torch.manual_seed(seed)
+    made = Compressor(base, config(**changes))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return made
+
+
+def tokens(*lengths: int, seed: int = 0) -> list[list[int]]:
+    """Random token ids without special ones, a list of each length."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randint(2, tiny.VOCABULARY, (length,), generator=generator).tolist()
+        for length in lengths
+    ]
