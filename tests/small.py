@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
 
 from cmt.compressor import Compressor, CompressorConfig
 from cmt.datasets.qa import QADataset, Question
@@ -72,6 +75,31 @@ def compressor(family: str = "llama", seed: int = 0, **changes: int) -> Compress
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     return made
+
+
+def peft_twin(compressor: Compressor, family: str) -> tuple[PeftModel, dict[str, nn.Parameter]]:
+    """Plain transformers under PEFT's own LoRA with the same weights, and those by our names."""
+    settings = compressor.config
+    twin = get_peft_model(
+        tiny.model(family, "sdpa"),
+        LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+            fan_in_fan_out=family == "gpt2",
+        ),
+    )
+    theirs = {
+        f"{name}.{part}".replace(".", "/"): getattr(module, part)["default"].weight
+        for name, module in twin.base_model.model.named_modules()
+        if isinstance(module, LoraLayer)
+        for part in ("lora_A", "lora_B")
+    }
+    with torch.no_grad():
+        for name, weight in compressor.lora.named_parameters():
+            theirs[name].copy_(weight)
+    return twin.eval(), theirs
 
 
 def tokens(*lengths: int, seed: int = 0) -> list[list[int]]:
