@@ -279,7 +279,7 @@ class Memory:
                 sources, stored = iter(self.bank.sources(ids)), iter(self.bank.memories(ids))
             except UnknownIdError:  # deleted since the search
                 continue
-            scale = float(self.compressor.scale())
+            scale = self.compressor.scale().item()
             return [found(own, sources, stored, scale) for own in hits]
         raise BankError(
             f"expected to read the memories found in {self.bank.path}, but they were deleted "

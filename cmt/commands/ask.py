@@ -69,7 +69,7 @@ def ask(  # noqa: PLR0913
       cmt ask "Who built the lighthouse of Arbon?"
       cmt ask --json < questions.txt > answers.jsonl
     """  # noqa: D301
-    if not questions and sys.stdin.isatty():
+    if not questions and _stdin_is_a_terminal():
         raise click.UsageError("Expected a question, or questions on standard input.")
     from cmt.generation import Sampling
     from cmt.memory import BATCH_SIZE, DEFAULT_TOP_K, Memory
@@ -92,6 +92,10 @@ def ask(  # noqa: PLR0913
             for answer in answers:
                 print_answer(answer, as_json=as_json)
             batch = list(islice(rest, together))
+
+
+def _stdin_is_a_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _lines() -> Iterator[str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(str(resources.files("cmt"))) / "demo"
 BATCH_TOKENS = 1024  # small, so that there is something to see
+TOGETHER = 4  # questions that the frozen model answers by itself in one batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +85,17 @@ def _learn(memory: Memory) -> None:
 
 
 def _ask(memory: Memory, questions: list[_Question]) -> None:
-    texts = [question.text for question in questions]
-    has_chat = bool(getattr(memory.compressor.base.tokenizer, "chat_template", None))
-    alone = memory.ask_without_memory(texts, chat=has_chat)
     right_alone = right = found = 0
-    for number, (question, without) in enumerate(zip(questions, alone, strict=True), start=1):
-        answer = memory.ask(question.text)
+    for number, question in enumerate(questions):
+        if number % TOGETHER == 0:
+            alone = _without_memory(memory, questions[number : number + TOGETHER])
+        without, answer = alone[number % TOGETHER], memory.ask(question.text)
         best = answer.matches[0]
         right_alone += _holds(without, question.gold)
         right += _holds(answer, question.gold)
         found += best.document_id == question.document
         note = "" if best.document_id == question.document else ", not the right passage"
-        click.echo(f"\n{number:>2}. {question.text}")
+        click.echo(f"\n{number + 1:>2}. {question.text}")
         click.echo(f"    without memory  {_line(without)}")
         click.echo(f"    with memory     {_line(answer)}")
         click.echo(f"    gold answer     {question.gold}")
@@ -105,6 +105,12 @@ def _ask(memory: Memory, questions: list[_Question]) -> None:
         f"\nThe gold answer is in {right} of {len(questions)} answers with memory, in "
         f"{right_alone} without; {found} questions found the right passage."
     )
+
+
+def _without_memory(memory: Memory, questions: list[_Question]) -> list[Answer]:
+    """The frozen model at its best: in its own chat format, if it has one."""
+    chat = bool(getattr(memory.compressor.base.tokenizer, "chat_template", None))
+    return memory.ask_without_memory([question.text for question in questions], chat=chat)
 
 
 def _holds(answer: Answer, gold: str) -> bool:
