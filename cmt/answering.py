@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TypedDict
 
 import torch
@@ -98,13 +99,13 @@ def found(
     stored: Iterator[StoredMemory],
     scale: float,
 ) -> Found:
-    """One question's hits with their weights; takes as many sources and memories."""
+    """One question's hits with their weights; takes as many sources, and memories if any."""
     weights = matching_weights([hit.score for hit in hits], scale).tolist()
     matches = [
         Match(**asdict(next(sources)), score=hit.score, weight=weight)
         for hit, weight in zip(hits, weights, strict=True)
     ]
-    return Found(tuple(matches), [next(stored).memory for _ in hits])
+    return Found(tuple(matches), [one.memory for one in islice(stored, len(hits))])
 
 
 def without_memory(

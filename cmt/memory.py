@@ -251,7 +251,7 @@ class Memory:
     def search(self, question: str, *, top_k: int = DEFAULT_TOP_K) -> tuple[Match, ...]:
         """The memories that `ask` would read for a question, best first; raises what it does."""
         tokens = prompts.plain(self._base, prompts.checked([question]), self._start, 1)
-        return self._match(tokens, top_k)[0].matches
+        return self._match(tokens, top_k, with_tensors=False)[0].matches
 
     def _read(self, top_k: int, sampling: Sampling, questions: Sequence[str]) -> Reading:
         """Self-match and aggregate: everything the frozen model is to read."""
@@ -268,7 +268,9 @@ class Memory:
             prefix=self._aggregate(memories),
         )
 
-    def _match(self, questions: Sequence[Sequence[int]], top_k: int) -> list[Found]:
+    def _match(
+        self, questions: Sequence[Sequence[int]], top_k: int, *, with_tensors: bool = True
+    ) -> list[Found]:
         """Self-match: the bank's memories whose keys are most like the question's key Θ(q)."""
         with self._model:
             keys_QC = encode_questions(self.compressor, questions)
@@ -276,7 +278,8 @@ class Memory:
             hits = self._index.search(keys_QC, top_k)
             ids = [hit.memory_id for own in hits for hit in own]
             try:
-                sources, stored = iter(self.bank.sources(ids)), iter(self.bank.memories(ids))
+                sources = iter(self.bank.sources(ids))
+                stored = iter(self.bank.memories(ids) if with_tensors else [])
             except UnknownIdError:  # deleted since the search
                 continue
             scale = self.compressor.scale().item()

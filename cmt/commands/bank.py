@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ def show(document_id: str, as_json: bool, bank: Path) -> None:
         print_json(fields)
         return
     text = fields.pop("text")
+    fields["metadata"] = json.dumps(fields["metadata"], ensure_ascii=False)
     for name, value in fields.items():
         click.echo(f"{name + ':':<14}{'' if value is None else value}".rstrip())
     click.echo(f"\n{text}")

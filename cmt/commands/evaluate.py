@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shlex
+import sys
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,24 +24,17 @@ if TYPE_CHECKING:
     from cmt.evaluation.qa import QAResult, Scores
 
 
-class _Numbers(click.ParamType[tuple[int, ...]]):
-    name = "numbers"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in value.split(",")]
-        if not all(part.isdecimal() and int(part) > 0 for part in parts):
-            self.fail(f"expected numbers from 1 on with commas between, got {value!r}", param, ctx)
-        return tuple(dict.fromkeys(int(part) for part in parts))
+def _numbers(ctx: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"expected numbers from 1 on with commas between, got {value!r}")
+    return tuple(dict.fromkeys(int(part) for part in parts))
 
 
 @click.command("eval")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--bank-size", type=click.IntRange(min=1), help="Learn only the first N documents.")
-@click.option("--top-k", type=_Numbers(), default="1", show_default=True, help="E.g. 1,3.")
+@click.option("--top-k", callback=_numbers, default="1", show_default=True, help="E.g. 1,3.")
 @click.option("--limit", type=click.IntRange(min=1), help="Ask only the first N questions.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Also write figures and answers here.")
@@ -98,10 +95,13 @@ def _record(result: QAResult, data: QADataset, compressor: Compressor) -> dict[s
 
     device = compressor.base.device
     is_cuda = device.type == "cuda"
+    cpu = f"{os.cpu_count()} {platform.machine()} CPU cores"
     return {
         "dataset": data.name,
+        "command": shlex.join(["cmt", *sys.argv[1:]]),
+        "cmt": metadata.version("cmt-memory"),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(device) if is_cuda else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(device) if is_cuda else cpu,
         "dtype": str(compressor.base.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "base_model": compressor.base.name,

@@ -283,6 +283,7 @@ def test_list_shows_a_line_a_document(learned):
 def test_show_has_fields_and_text(learned):
     shown = done("show", "arbon").stdout
     assert "id:           arbon\n" in shown
+    assert 'metadata:     {"page": 3}\n' in shown
     assert shown.endswith(f"\n\n{ARBON}\n")
     assert json.loads(done("show", "arbon", "--json").stdout)["text"] == ARBON
     result = run("show", "nobody")
@@ -401,6 +402,7 @@ def test_eval_scores_and_writes_results(model):
     assert results["found"].keys() == {"1", "2"}
     assert len(results["given"]["predictions"]) == 3
     assert results["date"]
+    assert results["command"].startswith("cmt")
     assert len(results["base_model_fingerprint"]) == 64
 
 
