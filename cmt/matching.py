@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cmt.bank import Bank, KeyChanges
-from cmt.bank_entries import UNIT_TOLERANCE
+from cmt.bank.entries import UNIT_TOLERANCE
 from cmt.errors import EmptyBankError, InputError
 
 _KEYS_AT_ONCE = 8192

@@ -37,7 +37,7 @@ from cmt.answering import (
     without_memory,
 )
 from cmt.bank import Bank, Counts
-from cmt.bank_connection import check_path
+from cmt.bank.connection import check_path
 from cmt.compressor import Compressor
 from cmt.encoding import encode_documents, encode_questions
 from cmt.errors import BankError, FingerprintMismatchError, InputError, UnknownIdError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cmt.bank_records import Stats
+from cmt.bank.records import Stats
 from cmt.records import Fingerprint
 
 

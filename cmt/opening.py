@@ -51,6 +51,8 @@ def load_compressor(
 ) -> Compressor:
     """A trained compressor laid over its freshly loaded base model; arguments as `Memory.open`.
 
+    On a CPU that has them, and with `dtype` left to us, compressing uses bfloat16 products.
+
     Raises:
         InputError: This machine doesn't have the device.
         ModelError: The base model can't be had.
@@ -64,7 +66,15 @@ def load_compressor(
     device = None if device is None else checked_device(device)
     with _without_loading_bar():
         base = BaseModel.load(model, device=device, dtype=dtype, offline=offline)
-    return checkpoints.from_pretrained(base, folder)
+    compressor = checkpoints.from_pretrained(base, folder)
+    compressor.bfloat16_products = dtype is None and _cpu_multiplies_bfloat16(base.device)
+    return compressor
+
+
+def _cpu_multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether this is a CPU with bfloat16 instructions; without them it would be slower."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and supported is not None and bool(supported())
 
 
 def fingerprint(compressor: Compressor) -> Fingerprint:

@@ -19,9 +19,9 @@ from hypothesis.stateful import (
 from torch.nn.functional import normalize
 
 from cmt.bank import Bank
+from cmt.bank.tensor_bytes import DTYPES, tensor_from_bytes, tensor_to_bytes
 from cmt.matching import KeyIndex
 from cmt.records import Document, EncodedPiece
-from cmt.tensor_bytes import DTYPES, tensor_from_bytes, tensor_to_bytes
 from tests.unit.bank_pieces import FINGERPRINT, make_key, make_piece
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from cmt.bank import Bank, Counts, Outcome
+from cmt.bank.tensor_bytes import text_hash
 from cmt.errors import (
     BankError,
     UnknownIdError,
 )
 from cmt.records import Document
-from cmt.tensor_bytes import text_hash
 from tests.unit.bank_pieces import FINGERPRINT, make_entry, make_key, make_piece
 
 

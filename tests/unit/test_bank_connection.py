@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from cmt import bank_migrations
 from cmt.bank import Bank, Counts, Outcome
+from cmt.bank import migrations as bank_migrations
 from cmt.errors import (
     BankError,
     FingerprintMismatchError,
@@ -139,8 +139,8 @@ def test_an_older_schema_is_brought_up_to_date_by_a_writer_only(path, monkeypatc
     with Bank.open(path, FINGERPRINT) as bank:
         add(bank, "hello", id="d")
     steps = (*bank_migrations.MIGRATIONS, ("ALTER TABLE documents ADD COLUMN extra TEXT",))
-    monkeypatch.setattr("cmt.bank_migrations.MIGRATIONS", steps)
-    monkeypatch.setattr("cmt.bank_connection.MIGRATIONS", steps)
+    monkeypatch.setattr("cmt.bank.migrations.MIGRATIONS", steps)
+    monkeypatch.setattr("cmt.bank.connection.MIGRATIONS", steps)
     with pytest.raises(BankError, match="has schema 1, expected 2: open it once for writing"):
         Bank.open(path, FINGERPRINT, read_only=True)
     with Bank.open(path, FINGERPRINT) as bank:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from cmt.bank import Bank, Counts, Outcome
+from cmt.bank.tensor_bytes import text_hash
 from cmt.errors import (
     InputError,
     UnknownIdError,
 )
 from cmt.records import Document
-from cmt.tensor_bytes import text_hash
 from tests.unit.bank_pieces import FINGERPRINT, make_entry, make_piece
 
 
@@ -65,7 +65,7 @@ def test_delete_forgets_the_document_and_its_memories(bank):
 
 
 def test_documents_come_in_the_order_they_were_added(bank, monkeypatch):
-    monkeypatch.setattr("cmt.bank._DOCUMENTS_AT_ONCE", 3)
+    monkeypatch.setattr("cmt.bank.store._DOCUMENTS_AT_ONCE", 3)
     ids = [f"d{n}" for n in (5, 3, 9, 1, 7, 0, 2, 8)]
     bank.add([make_entry(i, id=i) for i in ids])
     assert [d.id for d in bank.documents()] == ids
@@ -77,7 +77,7 @@ def test_documents_come_in_the_order_they_were_added(bank, monkeypatch):
 
 
 def test_listing_goes_on_while_documents_come_and_go(bank, monkeypatch):
-    monkeypatch.setattr("cmt.bank._DOCUMENTS_AT_ONCE", 2)
+    monkeypatch.setattr("cmt.bank.store._DOCUMENTS_AT_ONCE", 2)
     bank.add([make_entry(i, id=i) for i in "abcd"])
     listing = bank.documents()
     assert next(listing).id == "a"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cmt.tensor_bytes import tensor_from_bytes
+from cmt.bank.tensor_bytes import tensor_from_bytes
 
 
 def test_bytes_that_do_not_fill_a_shape_are_refused():

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cmt.bank_rows import memory_checksum
+from cmt.bank.rows import memory_checksum
+from cmt.bank.tensor_bytes import dtype_name, tensor_to_bytes, text_hash
 from cmt.errors import DocumentError, InputError
 from cmt.records import Document, EncodedPiece
-from cmt.tensor_bytes import dtype_name, tensor_to_bytes, text_hash
 
 UNIT_TOLERANCE = 0.01  # how far a key's length may be from 1
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from cmt import bank_check, bank_read, bank_write
-from cmt.bank_connection import Connection, Mode, check_path
-from cmt.bank_entries import document_entry
-from cmt.bank_records import (
+from cmt.bank import check, read, write
+from cmt.bank.connection import Connection, Mode, check_path
+from cmt.bank.entries import document_entry
+from cmt.bank.records import (
     Counts,
     KeyChanges,
     MemorySource,
@@ -23,23 +23,10 @@ from cmt.bank_records import (
     Problem,
     Standing,
     Stats,
-    Status,
 )
-from cmt.bank_rows import stored_document
+from cmt.bank.rows import stored_document
 from cmt.errors import BankError, InputError
 from cmt.records import Document, EncodedPiece, Fingerprint, StoredDocument, StoredMemory
-
-__all__ = [
-    "Bank",
-    "Counts",
-    "KeyChanges",
-    "MemorySource",
-    "Outcome",
-    "Problem",
-    "Standing",
-    "Stats",
-    "Status",
-]
 
 _BUSY_SECONDS = 30.0
 _DOCUMENTS_AT_ONCE = 256
@@ -144,8 +131,8 @@ class Bank:
             raise BankError(f"the bank {self.path} was opened without fingerprint: give one to add")
         prepared = [document_entry(document, pieces) for document, pieces in entries]
         with self._writable().writing() as sqlite:
-            bank_write.check_layout(sqlite, prepared)
-            return [bank_write.put(sqlite, entry) for entry in prepared]
+            write.check_layout(sqlite, prepared)
+            return [write.put(sqlite, entry) for entry in prepared]
 
     def status_of(self, document: Document) -> Standing:
         """Whether `add` would need the document compressed: "new" and "changed" ones it does.
@@ -155,7 +142,7 @@ class Bank:
         """
         entry = document_entry(document)
         with self._reader.reading() as sqlite:
-            known = bank_write.find(sqlite, entry)
+            known = write.find(sqlite, entry)
         if known is None:
             return "new"
         return "unchanged" if known[2] == entry.content_hash else "changed"
@@ -168,7 +155,7 @@ class Bank:
             CorruptRecordError: It is not as it was written.
         """
         with self._reader.reading() as sqlite:
-            return bank_read.read_document(sqlite, document_id)
+            return read.read_document(sqlite, document_id)
 
     def delete(self, document_id: str) -> bool:
         """Forget a document and its memories; False when there is none with this id.
@@ -176,7 +163,7 @@ class Bank:
         The bytes are overwritten in the file; copies in its log are gone after `vacuum`.
         """
         with self._writable().writing() as sqlite:
-            return bank_write.remove(sqlite, document_id)
+            return write.remove(sqlite, document_id)
 
     def documents(self, *, limit: int | None = None, offset: int = 0) -> Iterator[StoredDocument]:
         """The documents in the order they were added, skipping `offset`, at most `limit`.
@@ -194,7 +181,7 @@ class Bank:
         while left is None or left > 0:
             how_many = _DOCUMENTS_AT_ONCE if left is None else min(left, _DOCUMENTS_AT_ONCE)
             with self._reader.reading() as sqlite:
-                rows = bank_read.read_document_rows(sqlite, after, how_many, offset)
+                rows = read.read_document_rows(sqlite, after, how_many, offset)
             if not rows:
                 return
             yield from map(stored_document, rows)
@@ -243,7 +230,7 @@ class Bank:
         if limit is not None and limit < 1:
             raise InputError(f"expected limit >= 1, got {limit}")
         with self._reader.reading() as sqlite:
-            return bank_read.read_key_changes(sqlite, cursor, limit)
+            return read.read_key_changes(sqlite, cursor, limit)
 
     def memories(self, memory_ids: Sequence[int]) -> list[StoredMemory]:
         """The memories with these ids in this order, checksums verified; ids may repeat.
@@ -253,7 +240,7 @@ class Bank:
             CorruptRecordError: One is not as it was written; names its document and id.
         """
         with self._reader.reading() as sqlite:
-            found = {i: bank_read.read_memory(sqlite, i) for i in dict.fromkeys(memory_ids)}
+            found = {i: read.read_memory(sqlite, i) for i in dict.fromkeys(memory_ids)}
         return [found[memory_id] for memory_id in memory_ids]
 
     def sources(self, memory_ids: Sequence[int]) -> list[MemorySource]:
@@ -264,7 +251,7 @@ class Bank:
             CorruptRecordError: A document is not as it was written.
         """
         with self._reader.reading() as sqlite:
-            return bank_read.read_sources(sqlite, memory_ids)
+            return read.read_sources(sqlite, memory_ids)
 
     def verify(self) -> list[Problem]:
         """Every damage in the file, document and memory named; empty for a sound bank.
@@ -275,7 +262,7 @@ class Bank:
             closing(Connection(self.path, "ro", _BUSY_SECONDS)) as connection,
             connection.reading() as sqlite,
         ):
-            return bank_check.find_problems(sqlite)
+            return check.find_problems(sqlite)
 
     def vacuum(self) -> None:
         """Rewrite the file without the room that deleted records left, and empty its log.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from cmt.bank_records import Problem
-from cmt.bank_rows import SELECT_DOCUMENT, SELECT_MEMORY, document_damage, memory_damage
+from cmt.bank.records import Problem
+from cmt.bank.rows import SELECT_DOCUMENT, SELECT_MEMORY, document_damage, memory_damage
 
 # Each list is read from the table and from an index, which lie on different pages of the
 # file: where one is damaged the other still names the records.

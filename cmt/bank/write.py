@@ -8,10 +8,10 @@ import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from cmt.bank_entries import DocumentEntry, Layout
-from cmt.bank_read import find_number
-from cmt.bank_records import Outcome
-from cmt.bank_rows import document_checksum
+from cmt.bank.entries import DocumentEntry, Layout
+from cmt.bank.read import find_number
+from cmt.bank.records import Outcome
+from cmt.bank.rows import document_checksum
 from cmt.errors import InputError
 
 _DERIVED_ID_CHARS = 16

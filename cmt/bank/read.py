@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmt.bank_connection import is_damage
-from cmt.bank_records import KeyChanges, MemorySource
-from cmt.bank_rows import (
+from cmt.bank.connection import is_damage
+from cmt.bank.records import KeyChanges, MemorySource
+from cmt.bank.rows import (
     SELECT_DOCUMENT,
     SELECT_MEMORY,
     Row,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from cmt.bank.tensor_bytes import checksum, tensor_from_bytes, text_hash
 from cmt.errors import CorruptRecordError
 from cmt.records import StoredDocument, StoredMemory
-from cmt.tensor_bytes import checksum, tensor_from_bytes, text_hash
 
 Row = tuple[Any, ...]
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from cmt.bank_migrations import APPLICATION_ID, MIGRATIONS, migrate, schema_version
+from cmt.bank.migrations import APPLICATION_ID, MIGRATIONS, migrate, schema_version
 from cmt.errors import BankError, FingerprintMismatchError
 from cmt.records import Fingerprint
 
