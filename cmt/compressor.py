@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -157,7 +158,13 @@ def prepare(
 
 
 class Compressor(nn.Module):
-    """LoRA on the base model, K memory tokens and a key head: all that is ever trained."""
+    """LoRA on the base model, K memory tokens and a key head: all that is ever trained.
+
+    Attributes:
+        config: What it is made of.
+        bfloat16_products: Compress with bfloat16 matrix products under a float32 base model,
+            as in training; several times faster on CPUs that have them. Reading is unchanged.
+    """
 
     def __init__(self, base: BaseModel, config: CompressorConfig) -> None:
         """Lay a fresh, untrained compressor over `base`; reading is not changed by it.
@@ -173,6 +180,7 @@ class Compressor(nn.Module):
                 f"has {positions} positions, got {config.max_piece_tokens}"
             )
         self.config = config
+        self.bfloat16_products = False
         self._base = (base,)  # in a tuple: the base model's weights are no part of this module
         dimensions, device = base.dimensions, base.device
         self.lora = Lora(base.model, config.lora_rank, config.lora_alpha).float()
@@ -212,7 +220,7 @@ class Compressor(nn.Module):
         ).to(embeddings_NW.dtype)
         embeddings_NW = embeddings_NW.index_copy(0, batch.special_S, special_SW)
         run = PackedPass(packing=batch.packing, capture=batch.special_S[: D * K])
-        with self.lora.on():
+        with self._precision():
             hidden_NW = self.base.run_packed(embeddings_NW, batch.positions_N, run)
         keys = self.key_head(hidden_NW[batch.special_S[D * K :]].float())
         keys = functional.normalize(keys.float(), dim=-1)
@@ -221,6 +229,19 @@ class Compressor(nn.Module):
             document_keys_DC=keys[:D],
             question_keys_QC=keys[D:],
         )
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """LoRA on; with `bfloat16_products` the linear layers multiply in bfloat16."""
+        if not self.bfloat16_products or torch.is_grad_enabled():
+            with self.lora.on():
+                yield
+        else:
+            with (
+                self.lora.on(torch.bfloat16),
+                torch.autocast(self.base.device.type, dtype=torch.bfloat16),
+            ):
+                yield
 
     def _memory_tokens(self, embeddings_NW: Tensor, batch: CompressorInput) -> Tensor:
         """A learned vector plus the mean embedding of the text each memory token stands for."""

@@ -63,19 +63,19 @@ class Lora(nn.Module):
                 for part in ("lora_A", "lora_B"):
                     weight = getattr(module, part)[_ADAPTER].weight
                     self.register_parameter(f"{name}.{part}".replace(".", "/"), weight)
-        self._cache: tuple[list[tuple[int, int]], list[Tensor]] | None = None
+        self._cache: tuple[object, list[Tensor]] | None = None
         self.compiled = False
 
     @contextmanager
-    def on(self) -> Iterator[None]:
-        """Run the model as the compressor.
+    def on(self, dtype: torch.dtype | None = None) -> Iterator[None]:
+        """Run the model as the compressor, its merged weights in `dtype` (None: the model's).
 
         Raises:
             InputError: The adapters were removed.
         """
         if not self._layers:
             raise InputError("expected a compressor over its base model, got a detached one")
-        for layer, weight in zip(self._layers, self._merged(), strict=True):
+        for layer, weight in zip(self._layers, self._merged(dtype), strict=True):
             if self.compiled:  # its shape is a constant of the graph
                 torch._dynamo.mark_static(weight)
             layer.merged_weight = weight
@@ -91,19 +91,20 @@ class Lora(nn.Module):
         for name, module in list(model.named_modules()):
             if isinstance(module, LoraLayer):
                 model.set_submodule(name, module.get_base_layer())
+        del model.peft_config  # PEFT's note that there are adapters
         self._layers, self._cache = [], None
 
-    def _merged(self) -> list[Tensor]:
+    def _merged(self, dtype: torch.dtype | None) -> list[Tensor]:
         """W + s·B·A of every layer; without gradients computed once and kept."""
         if torch.is_grad_enabled():
             self._cache = None
-            return self._merge()
-        version = [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
+            return self._merge(dtype)
+        version = dtype, [(weight.data_ptr(), weight._version) for weight in self.parameters()]
         if self._cache is None or self._cache[0] != version:
-            self._cache = version, self._merge()
+            self._cache = version, self._merge(dtype)
         return self._cache[1]
 
-    def _merge(self) -> list[Tensor]:
+    def _merge(self, dtype: torch.dtype | None) -> list[Tensor]:
         groups: dict[tuple[torch.Size, torch.Size, bool], list[int]] = defaultdict(list)
         for number, layer in enumerate(self._layers):
             A, B = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
@@ -117,7 +118,7 @@ class Lora(nn.Module):
             deltas = deltas.transpose(1, 2) if transposed else deltas
             for number, layer, delta in zip(numbers, layers, deltas.unbind(), strict=True):
                 weight = layer.get_base_layer().weight
-                merged[number] = weight + delta.to(weight.dtype)
+                merged[number] = (weight + delta.to(weight.dtype)).to(dtype or weight.dtype)
         return [merged[number] for number in range(len(self._layers))]
 
 

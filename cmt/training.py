@@ -38,6 +38,8 @@ class TrainingConfig:
 
     Attributes:
         base_model: As for `BaseModel.load`.
+        held_out_articles: Whole articles of the data kept for validation; `cmt train` splits
+            them off before training and scores them after.
         steps: Stop after so many steps; None: on the clock alone.
         minutes: Stop after so many minutes of training; None: on steps alone.
         learning_rate: Peak; warmed up over `warmup_steps`, then a cosine to 2% of it.
@@ -48,6 +50,7 @@ class TrainingConfig:
     """
 
     base_model: str = "smollm2-135m"
+    held_out_articles: int = 0
     compressor: CompressorConfig = field(default_factory=CompressorConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -31,7 +31,8 @@ class ObjectiveConfig:
         matching: Weight of the contrastive matching loss.
         reconstruction: Weight of retelling documents from their memory.
         alpha: α of the memory-aware objective; 0 is plain cross-entropy.
-        stale_keys: Keep the last key of every document as a further negative.
+        stale_keys: Keep the last key of every document as a further negative. Measured to
+            harm at high learning rates (docs/LOG.md).
         distractor_noise: Standard deviation of the noise on scores by which the other
             memories of a question are picked, in units of the scaled score.
     """
@@ -39,7 +40,7 @@ class ObjectiveConfig:
     matching: float = 0.5
     reconstruction: float = 0.3
     alpha: float = 0.0
-    stale_keys: bool = True
+    stale_keys: bool = False
     distractor_noise: float = 2.0
 
 

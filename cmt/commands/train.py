@@ -9,7 +9,7 @@ import re
 import runpy
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,12 @@ from cmt.readers import READERS, read_path, read_stdin
 from cmt.records import Document, Failure
 
 if TYPE_CHECKING:
+    from cmt.compressor import Compressor
+    from cmt.datasets import QADataset
     from cmt.training import TrainingConfig
 
 SHORTEST_TEXT = 100  # characters; headings and the like are not worth retelling
+VALIDATION_BATCH = 128  # questions answered together
 BLANK_LINE = re.compile(r"\n\s*\n")
 
 
@@ -78,10 +81,13 @@ def train(  # noqa: PLR0913
 
     from cmt import training
     from cmt.checkpoint import save_pretrained
-    from cmt.datasets import load_squad
+    from cmt.datasets import hold_out, load_squad
 
     config = _changed(_load_recipe(recipe), minutes, steps, memory_tokens)
     dataset = load_squad(data, split="train" if data.is_dir() else None, strict=False)
+    validation = None
+    if config.held_out_articles:
+        dataset, validation = hold_out(dataset, articles=config.held_out_articles)
     plain = [text for file in texts for text in read_texts(file)]
     is_main = PartialState().is_main_process
     if is_main:
@@ -94,12 +100,30 @@ def train(  # noqa: PLR0913
     if not is_main:
         return
     save_pretrained(compressor, out / "checkpoint")
+    if validation is not None:
+        _validate(compressor.eval(), validation, out / "validation.json")
     if plot:
         _plot(out / "metrics.jsonl", out / "metrics.png")
     click.echo(
         f"The compressor is in {out / 'checkpoint'}. Try it:\n"
         f"  cmt demo --model {config.base_model} --checkpoint {out / 'checkpoint'}\n"
         f"  cmt eval DATASET --model {config.base_model} --checkpoint {out / 'checkpoint'}"
+    )
+
+
+def _validate(compressor: Compressor, dataset: QADataset, file: Path) -> None:
+    """Score the articles held out of training, and say how they came out."""
+    from cmt.evaluation.qa import evaluate
+
+    result = evaluate(compressor, dataset, top_k=(1, 3), batch_size=VALIDATION_BATCH)
+    file.write_text(json.dumps(asdict(result), indent=1) + "\n")
+    assert result.given is not None
+    click.echo(
+        f"held-out articles ({result.documents} documents, {result.questions} questions): "
+        f"found EM {result.found[1].exact_match:.1f} F1 {result.found[1].f1:.1f}, "
+        f"given EM {result.given.exact_match:.1f} F1 {result.given.f1:.1f}, "
+        f"R@1 {result.recall[1]:.1f}",
+        err=True,
     )
 
 

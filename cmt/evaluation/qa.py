@@ -98,7 +98,7 @@ def learn(compressor: Compressor, dataset: QADataset, *, batch_tokens: int = 163
     sorted_pieces = [pieces[i] for i in order]
     memories, keys = [], []
     for _, memory, key in encode_documents(compressor, sorted_pieces, batch_tokens):
-        memories.append(memory)
+        memories.append(memory.bfloat16())  # as the bank stores them
         keys.append(key)
     back = torch.tensor(order, device=base.device).argsort()
     bank = ResidentBank(
