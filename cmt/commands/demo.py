@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(str(resources.files("cmt"))) / "demo"
 BATCH_TOKENS = 1024  # small, so that there is something to see
-TOGETHER = 4  # questions that the frozen model answers by itself in one batch
+MOST_TOKENS = 24  # of the frozen model's own answer, which seldom comes to an end
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +86,14 @@ def _learn(memory: Memory) -> None:
 
 def _ask(memory: Memory, questions: list[_Question]) -> None:
     right_alone = right = found = 0
-    for number, question in enumerate(questions):
-        if number % TOGETHER == 0:
-            alone = _without_memory(memory, questions[number : number + TOGETHER])
-        without, answer = alone[number % TOGETHER], memory.ask(question.text)
+    for number, question in enumerate(questions, start=1):
+        without, answer = _without_memory(memory, question.text), memory.ask(question.text)
         best = answer.matches[0]
         right_alone += _holds(without, question.gold)
         right += _holds(answer, question.gold)
         found += best.document_id == question.document
         note = "" if best.document_id == question.document else ", not the right passage"
-        click.echo(f"\n{number + 1:>2}. {question.text}")
+        click.echo(f"\n{number:>2}. {question.text}")
         click.echo(f"    without memory  {_line(without)}")
         click.echo(f"    with memory     {_line(answer)}")
         click.echo(f"    gold answer     {question.gold}")
@@ -107,10 +105,14 @@ def _ask(memory: Memory, questions: list[_Question]) -> None:
     )
 
 
-def _without_memory(memory: Memory, questions: list[_Question]) -> list[Answer]:
+def _without_memory(memory: Memory, question: str) -> Answer:
     """The frozen model at its best: in its own chat format, if it has one."""
+    from cmt.generation import Sampling
+
     chat = bool(getattr(memory.compressor.base.tokenizer, "chat_template", None))
-    return memory.ask_without_memory([question.text for question in questions], chat=chat)
+    return memory.ask_without_memory(
+        question, chat=chat, sampling=Sampling(max_new_tokens=MOST_TOKENS)
+    )
 
 
 def _holds(answer: Answer, gold: str) -> bool:
