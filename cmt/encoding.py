@@ -36,8 +36,9 @@ def encode_documents(
     """Compress pieces of documents.
 
     Yields:
-        Their indices, their memories (D, L, 2, G, K, E) in the base model's dtype, and their
-        keys (D, C) in float32, a batch at a time, on the base model's device.
+        Their indices, their memories (D, L, 2, G, K, E) in the base model's dtype (bfloat16
+        with the compressor's `bfloat16_products`), and their keys (D, C) in float32, a batch at
+        a time, on the base model's device.
     """
     K = compressor.config.memory_tokens
     for batch in batches([len(piece) + K + 1 for piece in pieces], batch_tokens):

@@ -176,7 +176,7 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
         return self._epoch[1]
 
     def steps_per_epoch(self) -> int:
-        """Steps until every document has been drawn once."""
+        """Steps an epoch takes; documents that fill no whole batch wait for another epoch."""
         return len(self.answerable) // self.config.documents // self.processes
 
     def __getitem__(self, step: int) -> TrainingBatch:

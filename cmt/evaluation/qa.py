@@ -64,7 +64,14 @@ class QAResult:
 
 @dataclass(kw_only=True, slots=True)
 class ResidentBank:
-    """A dataset's memories on the model's device, and which document each belongs to."""
+    """A dataset's memories on the model's device, and which document each belongs to.
+
+    Attributes:
+        memories: (D, L, 2, G, K, E) in bfloat16, as the bank stores them.
+        keys: (D, C) in float32.
+        owners_D: Index of each piece's document.
+        seconds: What learning them took.
+    """
 
     memories: Tensor
     keys: Tensor

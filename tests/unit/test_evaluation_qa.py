@@ -1,0 +1,231 @@
+"""Learning a dataset, asking it, scoring: ranks, readings, figures, mistakes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from cmt.aggregation import aggregate, matching_weights
+from cmt.compressor import Compressor
+from cmt.datasets.qa import QADataset, Question
+from cmt.encoding import encode_documents, encode_questions
+from cmt.errors import DocumentError, InputError
+from cmt.evaluation import qa
+from cmt.evaluation.qa import evaluate, learn, score
+from cmt.generation import Sampling, generate
+from cmt.reading import question_tokens
+from cmt.records import Document
+from cmt.splitting import split
+from tests import small
+
+
+def long_dataset() -> QADataset:
+    """Five documents, two of them of several pieces."""
+    whole = small.dataset(5)
+    documents = list(whole.documents)
+    for number in (1, 3):
+        text = documents[number].text + " And more is told of it here, at length." * 8
+        documents[number] = Document(text=text, id=f"long-{number}")
+    return QADataset(
+        name="long", documents=tuple(documents), articles=whole.articles, questions=whole.questions
+    )
+
+
+@pytest.fixture(scope="module")
+def compressor() -> Compressor:
+    return small.compressor()
+
+
+@pytest.fixture(scope="module")
+def dataset() -> QADataset:
+    return long_dataset()
+
+
+def pieces(compressor: Compressor, dataset: QADataset) -> tuple[list[list[int]], list[int]]:
+    found, owners = [], []
+    for number, document in enumerate(dataset.documents):
+        for piece in split(
+            document.text, compressor.base.tokenizer, max_tokens=96, overlap_tokens=8
+        ):
+            found.append(list(piece.token_ids))
+            owners.append(number)
+    return found, owners
+
+
+def test_learning_keeps_every_piece_in_order(compressor: Compressor, dataset: QADataset) -> None:
+    tokens, owners = pieces(compressor, dataset)
+    assert owners.count(1) > 1
+    assert owners.count(3) > 1
+    for batch_tokens in (16384, 150):
+        bank = learn(compressor, dataset, batch_tokens=batch_tokens)
+        assert bank.owners_D.tolist() == owners
+        assert bank.memories.shape == (len(owners), 3, 2, 2, 4, 8)
+        for number, piece in enumerate(tokens):
+            [(_, memory, key)] = encode_documents(compressor, [piece])
+            stored = bank.memories[number]
+            assert stored.dtype == torch.bfloat16, "as the bank stores them"
+            torch.testing.assert_close(stored.float(), memory[0], atol=1e-4, rtol=2**-8)
+            torch.testing.assert_close(bank.keys[number], key[0], atol=2e-5, rtol=1e-4)
+
+
+def test_ranks_count_a_document_by_its_best_piece() -> None:
+    # pieces 0 | 1 2 | 3 of three documents; questions on documents 1, 2, 0
+    owners = torch.tensor([0, 1, 1, 2])
+    scores = torch.tensor([[0.3, 0.1, 0.9, 0.5], [0.3, 0.8, 0.9, 0.5], [0.4, 0.4, 0.4, 0.4]])
+    own = owners[None] == torch.tensor([1, 2, 0])[:, None]
+    # document 1 is first by its second piece; document 2 comes after document 1, which counts
+    # once; of equals nobody is better
+    assert qa._document_ranks(scores, own, owners, 3) == [1, 2, 1]
+
+
+def test_recall_is_of_those_ranks(compressor: Compressor, dataset: QADataset) -> None:
+    result = evaluate(compressor, dataset, given=False, max_new_tokens=1, resamples=10)
+    tokens, owners = pieces(compressor, dataset)
+    [(_, _, keys)] = encode_documents(compressor, tokens)
+    asked = question_tokens(compressor.base.tokenizer, [q.text for q in dataset.questions])
+    scores = encode_questions(compressor, asked) @ keys.T
+    ranks = []
+    for row, question in zip(scores.tolist(), dataset.questions, strict=True):
+        best = [max(s for s, o in zip(row, owners, strict=True) if o == d) for d in range(5)]
+        ranks.append(sorted(best, reverse=True).index(best[question.document]) + 1)
+    assert set(result.recall) == {1, 3, 5, 10}
+    for k, percent in result.recall.items():
+        assert percent == pytest.approx(100 * sum(rank <= k for rank in ranks) / len(ranks))
+    assert result.given is None
+
+
+def answers_alone(compressor: Compressor, dataset: QADataset, choose: Any, number: int) -> str:
+    """A question answered by itself from the pieces that `choose` picks out of its scores."""
+    _, owners = pieces(compressor, dataset)
+    bank = learn(compressor, dataset)
+    memories, keys = bank.memories, bank.keys
+    [prompt] = question_tokens(compressor.base.tokenizer, [dataset.questions[number].text])
+    scores = (encode_questions(compressor, [prompt]) @ keys.T)[0]
+    chosen = choose(scores, owners, dataset.questions[number].document)
+    weights = matching_weights(scores[chosen], compressor.scale().item())
+    prefix = aggregate([[memories[i] for i in chosen]], [weights])
+    [text] = generate(
+        compressor.base, [prompt], prefix, start=97, sampling=Sampling(max_new_tokens=6)
+    )
+    return str(compressor.base.tokenizer.decode(text, skip_special_tokens=True)).strip()
+
+
+def test_readings_are_the_questions_answered_alone(
+    compressor: Compressor, dataset: QADataset
+) -> None:
+    result = evaluate(
+        compressor, dataset, top_k=(1, 3), batch_size=3, max_new_tokens=6, resamples=10
+    )
+
+    def best(k: int) -> Any:
+        return lambda scores, owners, right: scores.topk(k).indices.tolist()
+
+    def own(scores: torch.Tensor, owners: list[int], right: int) -> list[int]:
+        return [max((float(scores[i]), i) for i, o in enumerate(owners) if o == right)[1]]
+
+    assert result.given is not None
+    for number in range(len(dataset.questions)):
+        for scored, choose in (
+            (result.found[1], best(1)),
+            (result.found[3], best(3)),
+            (result.given, own),
+        ):
+            assert scored.predictions[number] == answers_alone(compressor, dataset, choose, number)
+    assert result.found[1].predictions != result.found[3].predictions
+    assert result.found[1].predictions != result.given.predictions
+
+
+def test_the_result_says_what_was_measured(compressor: Compressor, dataset: QADataset) -> None:
+    told: list[int] = []
+
+    class Progress:
+        update = staticmethod(told.append)
+
+    result = evaluate(
+        compressor,
+        dataset,
+        top_k=(2, 100),
+        batch_size=4,
+        max_new_tokens=2,
+        resamples=10,
+        progress=Progress(),
+    )
+    assert (result.documents, result.questions, result.memory_tokens) == (5, 10, 4)
+    assert result.pieces > 7
+    assert result.bytes_per_memory == 3 * 2 * 2 * 4 * 8 * 2
+    assert set(result.found) == {2, 100}, "no more than all of them are read"
+    assert set(result.answer_seconds) == {"top_2", "top_100", "given"}
+    assert sum(told) == 3 * 10
+    assert told[:3] == [4, 4, 2]
+    assert all(len(scores.predictions) == 10 for scores in result.found.values())
+
+
+def test_the_base_model_is_left_as_it_was(dataset: QADataset) -> None:
+    compressor = small.compressor()
+    before = compressor.base.digest()
+    evaluate(compressor, dataset, max_new_tokens=2, resamples=10)
+    assert compressor.base.digest() == before
+    assert torch.is_grad_enabled()
+
+
+def test_scores_by_hand() -> None:
+    dataset = small.dataset(1)  # asked: who (Clara Weiss), when (in 1800 | 1800)
+    scores = score(["clara weiss!", "1800 or so"], dataset, resamples=50)
+    assert scores.exact_match == 50.0
+    # the first is right; the second shares one word of three with "1800": 2·⅓·1/(⅓+1) = ½
+    assert scores.f1 == pytest.approx((100 + 50) / 2)
+    assert scores.prefix_exact_match == 100.0, "cut to the truth's length, the peers' figure"
+    for low, high in (scores.exact_match_interval, scores.f1_interval):
+        assert 0 <= low <= high <= 100
+    assert scores.predictions == ["clara weiss!", "1800 or so"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"top_k": (1, 0)}, "top_k of at least 1, got 0"),
+        ({"top_k": (-2,)}, "top_k of at least 1, got -2"),
+        ({"batch_size": 0}, "batch_size of at least 1, got 0"),
+        ({"resamples": 0}, "resamples of at least 1, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens of at least 1, got 0"),
+    ],
+)
+def test_numbers_without_sense(
+    compressor: Compressor, dataset: QADataset, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=f"expected {message}"):
+        evaluate(compressor, dataset, **settings)
+
+
+def test_an_empty_dataset(compressor: Compressor, dataset: QADataset) -> None:
+    nothing = QADataset(name="nothing", documents=(), articles=(), questions=())
+    with pytest.raises(InputError, match="at least one question in nothing, got none"):
+        evaluate(compressor, nothing)
+    with pytest.raises(InputError, match="at least one document in nothing, got none"):
+        learn(compressor, nothing)
+    silent = QADataset(name="silent", documents=dataset.documents, articles=dataset.articles,
+                       questions=())  # fmt: skip
+    with pytest.raises(InputError, match="at least one question in silent, got none"):
+        evaluate(compressor, silent)
+    assert len(learn(compressor, silent).keys) > 5
+
+
+def test_an_empty_document(compressor: Compressor) -> None:
+    dataset = QADataset(
+        name="hollow",
+        documents=(Document(text="Something."), Document(text="  \n")),
+        articles=(0, 0),
+        questions=(Question(id="q", text="What?", answers=("Something",), document=0),),
+    )
+    with pytest.raises(DocumentError):
+        evaluate(compressor, dataset)
+
+
+@pytest.mark.parametrize("predictions", [[], ["one"], ["one", "two", "three"]])
+def test_one_prediction_a_question(predictions: list[str]) -> None:
+    dataset = small.dataset(1)
+    message = f"each of the 2 questions of towers, at least one, got {len(predictions)}"
+    with pytest.raises(InputError, match=message):
+        score(predictions, dataset)
