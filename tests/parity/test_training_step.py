@@ -204,11 +204,12 @@ def test_packed_step_is_the_plain_step(family: str, alpha: float) -> None:
         max_piece_tokens=96,
         texts=["A plain text about rivers and sand.", "Another, on silt."],
     )
-    objectives = ObjectiveConfig(matching=0.5, reconstruction=0.3, alpha=alpha)
+    objectives = ObjectiveConfig(matching=0.5, reconstruction=0.3, alpha=alpha, stale_keys=True)
     step = TrainingStep(compressor.base, compressor, objectives, len(data.documents))
     with torch.no_grad():
         step(data[0])  # fills stale keys
     stale = step.stale_keys_XC.clone()
+    assert stale.any(dim=1).sum() == 5
     twin, theirs = small.peft_twin(compressor, family)
     plain = Plain(twin, compressor)
     numbers = {data[number].memories for number in range(1, 6)}

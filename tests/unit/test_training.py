@@ -65,6 +65,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(model: str, tmp_path:
     dataset, texts = small.dataset(), ["A plain text about rivers and sand."]
     settings = config(model, steps=4, save_every=2)
     settings.batch.texts = 1
+    settings.objectives.stale_keys = True
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     train(settings, dataset, straight, texts=texts)
     with pytest.raises(InterruptedRunError):
@@ -238,7 +239,6 @@ with open(f"{folder}/fingerprint-{PartialState().process_index}", "w") as file:
 def two_process_config(model: str) -> TrainingConfig:
     settings = config(model, steps=3, save_every=2)
     settings.batch.documents, settings.batch.most_memories = 2, 2
-    settings.objectives.stale_keys = False
     return settings
 
 

@@ -51,7 +51,7 @@ def test_stale_keys_are_kept_and_never_their_own_documents_negatives(
     compressor: Compressor,
 ) -> None:
     data = corpus(compressor)
-    with_stale, without = step(compressor), step(compressor, stale_keys=False)
+    with_stale, without = step(compressor, stale_keys=True), step(compressor, stale_keys=False)
     first, second = data[0], data[1]
     with torch.no_grad():
         assert with_stale(first)["matching"] == without(first)["matching"], "none yet"
