@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TypedDict
 
 import torch
 
 from cmt import prompts
-from cmt.aggregation import Prefix, matching_weights
+from cmt.aggregation import Prefix
 from cmt.bank import MemorySource
 from cmt.base_model import BaseModel
 from cmt.errors import InputError
 from cmt.generation import Sampling
 from cmt.matching import Hit
 from cmt.records import Answer, Match, StoredMemory
+from cmt.reranking import combined_scores
 
 
 class AskOptions(TypedDict, total=False):
     """Keywords of `Memory.ask`."""
 
     top_k: int
+    rerank: int
     sampling: Sampling
     batch_size: int
 
@@ -93,19 +95,35 @@ class Reading:
         return str(text).strip()
 
 
-def found(
-    hits: Sequence[Hit],
-    sources: Iterator[MemorySource],
-    stored: Iterator[StoredMemory],
-    scale: float,
+def candidates(
+    hits: Sequence[Hit], sources: Iterator[MemorySource], stored: Iterator[StoredMemory]
 ) -> Found:
-    """One question's hits with their weights; takes as many sources, and memories if any."""
-    weights = matching_weights([hit.score for hit in hits], scale).tolist()
-    matches = [
-        Match(**asdict(next(sources)), score=hit.score, weight=weight)
-        for hit, weight in zip(hits, weights, strict=True)
-    ]
+    """One question's hits, weights still to come; takes as many sources, and memories if any."""
+    matches = [Match(**asdict(next(sources)), score=hit.score, weight=0.0) for hit in hits]
     return Found(tuple(matches), [one.memory for one in islice(stored, len(hits))])
+
+
+def best(
+    found: Found, top_k: int, scale: float, likelihoods_C: torch.Tensor | None = None
+) -> Found:
+    """The top_k best of C candidates with their weights, a softmax of their scores.
+
+    `likelihoods_C` is log P(q | M) of each, or None where they were not read (reranking.py).
+    """
+    cosines_C = torch.tensor([match.score for match in found.matches])
+    matches = found.matches
+    if likelihoods_C is None:
+        logits_C = scale * cosines_C
+    else:
+        logits_C = combined_scores(cosines_C, likelihoods_C.cpu(), scale)
+        pairs = zip(matches, likelihoods_C.tolist(), strict=True)
+        matches = tuple(replace(match, log_likelihood=value) for match, value in pairs)
+    order = logits_C.argsort(descending=True, stable=True)[:top_k]
+    shares = zip(order.tolist(), logits_C[order].softmax(0).tolist(), strict=True)
+    return Found(
+        tuple(replace(matches[place], weight=share) for place, share in shares),
+        [found.memories[place] for place in order.tolist() if found.memories],
+    )
 
 
 def without_memory(

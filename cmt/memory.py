@@ -2,7 +2,8 @@
 
     compress    M = Θ(d): each piece of a document becomes a memory and a key, in one pass
     store       the memory bank {Mⁱ} takes them, durably
-    self-match  the question's key Θ(q) against the bank's keys: the k most similar memories
+    self-match  the question's key Θ(q) against the bank's keys, the best re-ranked by how
+                likely the frozen model finds the question after each: the k best memories
     aggregate   ψ: those k, weighted by how well they match, become one prefix M*
     generate    y = LLM(q; π(M*)): the frozen model answers after that prefix
 
@@ -33,7 +34,8 @@ from cmt.answering import (
     Found,
     Reading,
     batches,
-    found,
+    best,
+    candidates,
     without_memory,
 )
 from cmt.bank import Bank, Counts
@@ -48,12 +50,14 @@ from cmt.memory_records import MemoryStats, Progress
 from cmt.opening import fingerprint, load_compressor
 from cmt.reading import reading_start
 from cmt.records import AddReport, Answer, Document, EncodedPiece, Failure, Match, StoredDocument
+from cmt.reranking import question_log_likelihoods
 from cmt.splitting import Piece
 from cmt.streaming import AnswerStream
 
 T = TypeVar("T")
 
-DEFAULT_TOP_K = 1
+DEFAULT_TOP_K = 3
+DEFAULT_RERANK = 10
 BATCH_SIZE = 16  # questions answered together
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # compressed in one pass, memory tokens included
 _ATTEMPTS = 8  # searches, while documents found are being deleted
@@ -215,6 +219,7 @@ class Memory:
         question: str | Sequence[str],
         *,
         top_k: int = DEFAULT_TOP_K,
+        rerank: int = DEFAULT_RERANK,
         sampling: Sampling = GREEDY,
         batch_size: int = BATCH_SIZE,
     ) -> Answer | list[Answer]:
@@ -223,6 +228,7 @@ class Memory:
         Args:
             question: One, or several.
             top_k: How many memories are read for a question.
+            rerank: How many are found by key and re-ranked first; up to top_k: none.
             sampling: How tokens are chosen.
             batch_size: Questions answered together.
 
@@ -230,16 +236,22 @@ class Memory:
             EmptyBankError: Nothing was learned yet.
             InputError: An empty question, one too long for the model, or a number below 1.
         """
-        return self._ask(question, batch_size, sampling, partial(self._read, top_k, sampling))
+        read = partial(self._read, top_k, rerank, sampling)
+        return self._ask(question, batch_size, sampling, read)
 
     def stream(
-        self, question: str, *, top_k: int = DEFAULT_TOP_K, sampling: Sampling = GREEDY
+        self,
+        question: str,
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        rerank: int = DEFAULT_RERANK,
+        sampling: Sampling = GREEDY,
     ) -> AnswerStream:
         """Like `ask` of one question, in pieces of text as they are generated.
 
         The memories are found before this returns, so it raises what `ask` does.
         """
-        reading = self._read(top_k, sampling, prompts.checked([question]))
+        reading = self._read(top_k, rerank, sampling, prompts.checked([question]))
         tokens = (step[0] for step in self._generate(reading, sampling))
         return AnswerStream(
             (token for token in tokens if token is not None),
@@ -248,16 +260,20 @@ class Memory:
             matches=reading.matches[0],
         )
 
-    def search(self, question: str, *, top_k: int = DEFAULT_TOP_K) -> tuple[Match, ...]:
+    def search(
+        self, question: str, *, top_k: int = DEFAULT_TOP_K, rerank: int = DEFAULT_RERANK
+    ) -> tuple[Match, ...]:
         """The memories that `ask` would read for a question, best first; raises what it does."""
         tokens = prompts.plain(self._base, prompts.checked([question]), self._start, 1)
-        return self._match(tokens, top_k, with_tensors=False)[0].matches
+        return self._match(tokens, top_k, rerank, with_tensors=False)[0].matches
 
-    def _read(self, top_k: int, sampling: Sampling, questions: Sequence[str]) -> Reading:
+    def _read(
+        self, top_k: int, rerank: int, sampling: Sampling, questions: Sequence[str]
+    ) -> Reading:
         """Self-match and aggregate: everything the frozen model is to read."""
         began = time.perf_counter()
         tokens = prompts.plain(self._base, questions, self._start, sampling.max_new_tokens)
-        memories = self._match(tokens, top_k)
+        memories = self._match(tokens, top_k, rerank)
         return Reading(
             base=self._base,
             began=began,
@@ -269,25 +285,57 @@ class Memory:
         )
 
     def _match(
-        self, questions: Sequence[Sequence[int]], top_k: int, *, with_tensors: bool = True
+        self,
+        questions: Sequence[Sequence[int]],
+        top_k: int,
+        rerank: int,
+        *,
+        with_tensors: bool = True,
     ) -> list[Found]:
         """Self-match: the bank's memories whose keys are most like the question's key Θ(q)."""
+        if top_k < 1:
+            raise InputError(f"expected top_k >= 1, got {top_k}")
+        again = rerank > top_k
         with self._model:
             keys_QC = encode_questions(self.compressor, questions)
+        found = self._candidates(keys_QC, max(top_k, rerank), with_tensors or again)
+        scale = self.compressor.scale().item()
+        if not again:
+            return [best(own, top_k, scale) for own in found]
+        likelihoods = self._likelihoods(questions, found)
+        pairs = zip(found, likelihoods, strict=True)
+        return [best(own, top_k, scale, likelihoods_C) for own, likelihoods_C in pairs]
+
+    def _candidates(self, keys_QC: torch.Tensor, how_many: int, with_tensors: bool) -> list[Found]:
         for _ in range(_ATTEMPTS):
-            hits = self._index.search(keys_QC, top_k)
+            hits = self._index.search(keys_QC, how_many)
             ids = [hit.memory_id for own in hits for hit in own]
             try:
                 sources = iter(self.bank.sources(ids))
                 stored = iter(self.bank.memories(ids) if with_tensors else [])
             except UnknownIdError:  # deleted since the search
                 continue
-            scale = self.compressor.scale().item()
-            return [found(own, sources, stored, scale) for own in hits]
+            return [candidates(own, sources, stored) for own in hits]
         raise BankError(
             f"expected to read the memories found in {self.bank.path}, but they were deleted "
             f"meanwhile, {_ATTEMPTS} times in a row: ask again"
         )
+
+    def _likelihoods(
+        self, questions: Sequence[Sequence[int]], found: Sequence[Found]
+    ) -> torch.Tensor:
+        """Re-rank: log P(q | Mⁱ) by the frozen model, (questions, candidates)."""
+        memories = torch.stack([memory for own in found for memory in own.memories])
+        places = torch.arange(len(memories)).view(len(questions), -1)
+        with self._model:
+            return question_log_likelihoods(
+                self._base,
+                questions,
+                memories,
+                places,
+                self._start,
+                bfloat16_products=self.compressor.bfloat16_products,
+            )
 
     def _aggregate(self, questions: Sequence[Found]) -> Prefix:
         """Aggregate (ψ): each question's memories side by side, weighted by how they match."""

@@ -98,6 +98,8 @@ class Match:
         score: Cosine similarity of the question's key and the memory's key, in [-1, 1].
         weight: Its share in the aggregated prefix; the weights of an answer sum to 1.
         excerpt: The piece of text the memory was compressed from.
+        log_likelihood: log P(question | memory) by the frozen model, where candidates were
+            re-ranked.
     """
 
     memory_id: int
@@ -110,6 +112,7 @@ class Match:
     score: float
     weight: float
     excerpt: str
+    log_likelihood: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

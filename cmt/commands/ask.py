@@ -15,6 +15,7 @@ from cmt.commands.options import (
     max_new_tokens_option,
     memory_options,
     print_answer,
+    rerank_option,
     top_k_option,
 )
 from cmt.errors import InputError
@@ -23,6 +24,7 @@ from cmt.errors import InputError
 @click.command()
 @click.argument("questions", nargs=-1)
 @top_k_option
+@rerank_option
 @max_new_tokens_option
 @click.option(
     "--temperature",
@@ -49,6 +51,7 @@ def ask(  # noqa: PLR0913
     *,
     questions: tuple[str, ...],
     top_k: int | None,
+    rerank: int | None,
     max_new_tokens: int,
     temperature: float,
     top_p: float,
@@ -72,7 +75,7 @@ def ask(  # noqa: PLR0913
     if not questions and _stdin_is_a_terminal():
         raise click.UsageError("Expected a question, or questions on standard input.")
     from cmt.generation import Sampling
-    from cmt.memory import BATCH_SIZE, DEFAULT_TOP_K, Memory
+    from cmt.memory import BATCH_SIZE, DEFAULT_RERANK, DEFAULT_TOP_K, Memory
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
@@ -88,7 +91,12 @@ def ask(  # noqa: PLR0913
             if without_memory:
                 answers = memory.ask_without_memory(batch, sampling=sampling)
             else:
-                answers = memory.ask(batch, top_k=top_k or DEFAULT_TOP_K, sampling=sampling)
+                answers = memory.ask(
+                    batch,
+                    top_k=top_k or DEFAULT_TOP_K,
+                    rerank=DEFAULT_RERANK if rerank is None else rerank,
+                    sampling=sampling,
+                )
             for answer in answers:
                 print_answer(answer, as_json=as_json)
             batch = list(islice(rest, together))

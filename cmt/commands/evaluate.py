@@ -35,15 +35,22 @@ def _numbers(ctx: click.Context, option: click.Parameter, value: str) -> tuple[i
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--bank-size", type=click.IntRange(min=1), help="Learn only the first N documents.")
 @click.option("--top-k", callback=_numbers, default="1", show_default=True, help="E.g. 1,3.")
+@click.option("--rerank", type=click.IntRange(min=0), default=10, show_default=True,
+              help="How many memories are re-ranked; 0: none.")  # fmt: skip
+@click.option(
+    "--sample", type=click.IntRange(min=1), help="Ask N random questions (always the same)."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Ask only the first N questions.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Also write figures and answers here.")
 @json_option
 @model_options
-def evaluate(
+def evaluate(  # noqa: PLR0913, PLR0917
     dataset: Path,
     bank_size: int | None,
     top_k: tuple[int, ...],
+    rerank: int,
+    sample: int | None,
     limit: int | None,
     batch_size: int,
     out: Path | None,
@@ -63,6 +70,7 @@ def evaluate(
     """  # noqa: D301
     if out is not None and not out.parent.is_dir():
         raise InputError(f"expected a folder to write {out} in, got none: {out.parent}")
+    import numpy as np
     from tqdm import tqdm
 
     from cmt.datasets import load_squad, stream
@@ -74,12 +82,17 @@ def evaluate(
         data = stream(data, bank_size)
     if limit is not None:
         data = replace(data, questions=data.questions[:limit])
+    if sample is not None:
+        chosen = np.random.default_rng(0).permutation(len(data.questions))[:sample]
+        data = replace(data, questions=tuple(data.questions[i] for i in sorted(chosen.tolist())))
     if not data.questions:
         raise InputError(f"expected at least one question in {dataset}, got none")
     compressor = load_compressor(**model)
     asked = len(data.questions) * (len(top_k) + 1)
     with tqdm(total=asked, unit=" answers", disable=not on_terminal(), leave=False) as bar:
-        result = qa.evaluate(compressor, data, top_k=top_k, batch_size=batch_size, progress=bar)
+        result = qa.evaluate(
+            compressor, data, top_k=top_k, rerank=rerank, batch_size=batch_size, progress=bar
+        )
     record = _record(result, data, compressor)
     if out is not None:
         out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -29,7 +29,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 top_k_option = click.option(
     "--top-k",
     type=click.IntRange(min=1),
-    help="How many memories are read for a question.  [default: the library's, 1]",
+    help="How many memories are read for a question.  [default: the library's, 3]",
+)
+rerank_option = click.option(
+    "--rerank",
+    type=click.IntRange(min=0),
+    help="How many memories are found by key and re-ranked by how likely they make the "
+    "question; 0: none.  [default: the library's, 10]",
 )
 max_new_tokens_option = click.option(
     "--max-new-tokens",

@@ -24,6 +24,7 @@ from cmt.errors import InputError
 from cmt.generation import Sampling, generate
 from cmt.metrics import bootstrap_interval, exact_match, f1, prefix_exact_match, recall_at
 from cmt.reading import question_tokens, reading_start
+from cmt.reranking import combined_scores, question_log_likelihoods
 from cmt.splitting import split
 
 
@@ -121,12 +122,14 @@ def learn(compressor: Compressor, dataset: QADataset, *, batch_tokens: int = 163
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate(  # noqa: PLR0913
     compressor: Compressor,
     dataset: QADataset,
     *,
     top_k: Sequence[int] = (1,),
     given: bool = True,
+    rerank: int = 0,
+    bank: ResidentBank | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 24,
     resamples: int = 1000,
@@ -139,6 +142,8 @@ def evaluate(
         dataset: What is learned and asked.
         top_k: Numbers of memories to aggregate, a row of scores each.
         given: Also score with the right memory given.
+        rerank: How many memories are found by key and re-ranked (reranking.py); 0: none.
+        bank: The dataset's documents, learned already; None learns them.
         batch_size: Questions answered at a time.
         max_new_tokens: Longest answer.
         resamples: Of the bootstrap.
@@ -150,22 +155,26 @@ def evaluate(
     """
     _check(dataset, batch_size=batch_size, resamples=resamples, top_k=min(top_k, default=1))
     base, config = compressor.base, compressor.config
-    bank = learn(compressor, dataset)
+    bank = bank or learn(compressor, dataset)
     prompts = question_tokens(base.tokenizer, [q.text for q in dataset.questions])
     keys_QC = encode_questions(compressor, prompts)
-    scores_QD = keys_QC @ bank.keys.T
+    scores_QD = keys_QC @ bank.keys.T * compressor.scale()
+    match_seconds = 0.0
+    if rerank > 1:
+        began = time.perf_counter()
+        scores_QD = _reranked(compressor, bank, prompts, scores_QD, rerank, batch_size)
+        match_seconds = time.perf_counter() - began
     right_Q = torch.tensor([q.document for q in dataset.questions], device=base.device)
     own_QD = bank.owners_D[None] == right_Q[:, None]
     ranks = _document_ranks(scores_QD, own_QD, bank.owners_D, len(dataset.documents))
-    scale = float(compressor.scale())
     sampling = Sampling(max_new_tokens=max_new_tokens)
     readings: dict[str, Tensor] = {
         f"top_{k}": scores_QD.topk(min(k, len(bank.keys)), dim=1).indices for k in top_k
     }
     if given:
-        readings["given"] = scores_QD.masked_fill(~own_QD, -2).argmax(1, keepdim=True)
+        readings["given"] = scores_QD.masked_fill(~own_QD, -torch.inf).argmax(1, keepdim=True)
     results: dict[str, Scores] = {}
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float] = {"rerank": match_seconds} if rerank > 1 else {}
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for name, chosen_QM in readings.items():
         began = time.perf_counter()
@@ -173,7 +182,7 @@ def evaluate(
         for rows in _chunks(by_length, batch_size):
             index = torch.tensor(rows, device=base.device)
             chosen_BM = chosen_QM[index]
-            weights = matching_weights(scores_QD[index].gather(1, chosen_BM), scale)
+            weights = matching_weights(scores_QD[index].gather(1, chosen_BM), 1.0)
             prefix = aggregate_resident(bank.memories, chosen_BM, weights)
             texts = generate(
                 base,
@@ -200,6 +209,33 @@ def evaluate(
         compress_seconds=bank.seconds,
         answer_seconds=seconds,
     )
+
+
+def _reranked(
+    compressor: Compressor,
+    bank: ResidentBank,
+    prompts: Sequence[Sequence[int]],
+    scores_QD: Tensor,
+    rerank: int,
+    batch_size: int,
+) -> Tensor:
+    """Scores with the best of each question re-ranked among themselves, above all others."""
+    depth = min(rerank, scores_QD.shape[1])
+    found = scores_QD.topk(depth, dim=1)
+    reranked_QC = torch.empty_like(found.values)
+    for rows in _chunks(range(len(prompts)), batch_size):
+        likelihoods_BC = question_log_likelihoods(
+            compressor.base,
+            [prompts[i] for i in rows],
+            bank.memories,
+            found.indices[rows],
+            reading_start(compressor.config.max_piece_tokens),
+            bfloat16_products=compressor.bfloat16_products,
+        )
+        reranked_QC[rows] = combined_scores(found.values[rows], likelihoods_BC, 1.0)
+    lowest = reranked_QC.amin(1, keepdim=True)
+    below_QD = scores_QD - found.values[:, :1] + lowest - 1  # all below the worst candidate
+    return below_QD.scatter(1, found.indices, reranked_QC)
 
 
 def score(predictions: Sequence[str], dataset: QADataset, *, resamples: int = 1000) -> Scores:
@@ -240,9 +276,9 @@ def _document_ranks(
     scores_QD: Tensor, own_QD: Tensor, owners_D: Tensor, documents: int
 ) -> list[int | None]:
     """Rank (1 is best) of each question's document, a document counting by its best piece."""
-    best = torch.full((len(scores_QD), documents), -2.0, device=scores_QD.device)
+    best = torch.full((len(scores_QD), documents), -torch.inf, device=scores_QD.device)
     best = best.scatter_reduce(1, owners_D.expand(len(scores_QD), -1), scores_QD, "amax")
-    own_best = scores_QD.masked_fill(~own_QD, -2).amax(1, keepdim=True)
+    own_best = scores_QD.masked_fill(~own_QD, -torch.inf).amax(1, keepdim=True)
     return [1 + rank for rank in (best > own_best).sum(1).tolist()]
 
 

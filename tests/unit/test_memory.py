@@ -313,7 +313,7 @@ def test_a_document_whose_memory_the_bank_refuses_fails_alone(empty, monkeypatch
 
 
 def test_an_answer_carries_its_sources(learned):
-    answer = learned.ask("Who built it?", top_k=3, sampling=SHORT)
+    answer = learned.ask("Who built it?", top_k=3, rerank=0, sampling=SHORT)
     assert answer.question == "Who built it?"
     assert answer.text == answer.text.strip()
     assert {match.document_id for match in answer.matches} == {"arbon", "rivers", "mirna"}
@@ -333,10 +333,32 @@ def test_an_answer_carries_its_sources(learned):
     assert answer.seconds > 0
 
 
-def test_one_memory_is_read_by_default(learned):
+def test_three_memories_of_ten_candidates_are_read_by_default(learned):
     answer = learned.ask("Who built it?", sampling=SHORT)
-    assert len(answer.matches) == memory.DEFAULT_TOP_K == 1
-    assert answer.matches[0].weight == 1.0
+    assert len(answer.matches) == memory.DEFAULT_TOP_K == 3
+    assert memory.DEFAULT_RERANK == 10
+    assert sum(match.weight for match in answer.matches) == pytest.approx(1.0)
+
+
+def test_one_memory_has_the_whole_weight(learned):
+    (match,) = learned.ask("Who built it?", top_k=1, sampling=SHORT).matches
+    assert match.weight == 1.0
+
+
+def test_candidates_are_re_ranked_by_how_likely_they_make_the_question(learned, monkeypatch):
+    by_key = learned.search("Who built it?", top_k=3, rerank=0)
+    assert all(match.log_likelihood is None for match in by_key)
+    worst_first = torch.tensor([[-900.0, -600.0, -300.0]])
+    monkeypatch.setattr(memory, "question_log_likelihoods", lambda *_, **__: worst_first)
+    again = learned.search("Who built it?", top_k=2, rerank=3)
+    assert [match.memory_id for match in again] == [by_key[2].memory_id, by_key[1].memory_id]
+    assert [match.log_likelihood for match in again] == [-300.0, -600.0]
+    assert [match.score for match in again] == [by_key[2].score, by_key[1].score]
+
+
+def test_a_rerank_no_deeper_than_top_k_reads_nothing_more(learned, monkeypatch):
+    monkeypatch.setattr(memory, "question_log_likelihoods", None)
+    assert len(learned.search("Who built it?", top_k=2, rerank=2)) == 2
 
 
 def test_the_memory_makes_a_difference(learned):
@@ -439,10 +461,12 @@ def test_a_bank_that_never_holds_still_ends_in_an_error(learned, monkeypatch):
 
 def test_search_gives_the_matches_of_ask(learned, monkeypatch):
     monkeypatch.setattr(learned.bank, "memories", None)  # a search reads no tensor
-    found = learned.search("Who built it?", top_k=2)
+    found = learned.search("Who built it?", top_k=2, rerank=0)
     monkeypatch.undo()
-    asked = learned.ask("Who built it?", top_k=2, sampling=SHORT).matches
+    asked = learned.ask("Who built it?", top_k=2, rerank=0, sampling=SHORT).matches
     assert found == asked
+    found = learned.search("Who built it?", top_k=2, rerank=3)
+    assert found == learned.ask("Who built it?", top_k=2, rerank=3, sampling=SHORT).matches
 
 
 def test_a_stream_may_be_left_half_read(learned):
@@ -451,7 +475,8 @@ def test_a_stream_may_be_left_half_read(learned):
 
 
 def test_threads_take_turns_at_the_model(learned):
-    alone = [answer.text for answer in learned.ask(QUESTIONS, sampling=SHORT)]
+    options = {"top_k": 1, "rerank": 0, "sampling": SHORT}
+    alone = [answer.text for answer in learned.ask(QUESTIONS, **options)]
     stop = threading.Event()
 
     def keep_adding():
@@ -463,10 +488,7 @@ def test_threads_take_turns_at_the_model(learned):
 
     with ThreadPoolExecutor(3) as pool:
         adding = pool.submit(keep_adding)
-        asked = [
-            pool.submit(learned.ask, question, top_k=1, sampling=SHORT)
-            for question in QUESTIONS * 4
-        ]
+        asked = [pool.submit(learned.ask, question, **options) for question in QUESTIONS * 4]
         answers = [future.result() for future in asked]
         stop.set()
         adding.result()

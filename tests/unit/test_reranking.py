@@ -1,0 +1,59 @@
+"""Re-ranking: the question's likelihood given a memory, against plain transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cmt.attention import PackedPass, pack
+from cmt.reading import QUESTION_PREFIX, question_tokens
+from cmt.reranking import by_layer, combined_scores, question_log_likelihoods
+from tests import tiny
+
+DOCUMENTS = ("The lighthouse of Arbon was built in 1823.", "Rivers carry sand to the sea.")
+QUESTIONS = ("Who built it?", "What do rivers carry to the sea?")
+
+
+def own_cache(base, tokens):
+    """A document's own keys and values as a memory, (L, 2, G, K, E)."""
+    row = torch.tensor([base.tokenizer.bos_token_id, *tokens])
+    run = PackedPass(packing=pack([[len(row)]]), capture=torch.arange(1, len(row)))
+    base.run_packed(base.embed(row), torch.arange(len(row)), run)
+    layers = [torch.stack(pair).transpose(1, 2) for pair in run.captured]
+    return torch.stack(layers)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@torch.no_grad()
+def test_likelihoods_are_those_of_the_plain_model_after_the_text(family):
+    base = tiny.base_model(family)
+    encode = base.tokenizer
+    length = 12
+    texts = [encode(text, add_special_tokens=False)["input_ids"][:length] for text in DOCUMENTS]
+    memories = torch.stack([own_cache(base, text) for text in texts])
+    questions = question_tokens(base.tokenizer, QUESTIONS)
+    candidates = torch.tensor([[0, 1], [1, 0]])
+    found = question_log_likelihoods(base, questions, memories, candidates, start=length + 1)
+    opening = len(encode(QUESTION_PREFIX, add_special_tokens=False)["input_ids"])
+    for row, question in enumerate(questions):
+        for column, text in enumerate(candidates[row].tolist()):
+            whole = [encode.bos_token_id, *texts[text], *question]
+            logits = base.model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+            places = range(len(whole) - len(question) + opening, len(whole))
+            expected = sum(logits[place - 1, whole[place]] for place in places)
+            torch.testing.assert_close(found[row, column], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_memories_by_layer_are_as_packed_attention_takes_them():
+    memories = torch.arange(2 * 3 * 2 * 2 * 5 * 4).view(2, 3, 2, 2, 5, 4)
+    layers = by_layer(memories)
+    assert len(layers) == 3
+    keys, values = layers[1]
+    assert keys.shape == values.shape == (2, 5, 2, 4)
+    assert torch.equal(keys[1, 3, 1], memories[1, 1, 0, 1, 3])
+    assert torch.equal(values[0, 4, 0], memories[0, 1, 1, 0, 4])
+
+
+def test_scores_are_combined():
+    cosines, likelihoods = torch.tensor([[0.5, 0.9]]), torch.tensor([[-10.0, -30.0]])
+    assert combined_scores(cosines, likelihoods, 20.0, 0.5).tolist() == [[5.0, 3.0]]
