@@ -56,7 +56,7 @@ from cmt.streaming import AnswerStream
 
 T = TypeVar("T")
 
-DEFAULT_TOP_K = 3
+DEFAULT_TOP_K = 1
 DEFAULT_RERANK = 10
 BATCH_SIZE = 16  # questions answered together
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # compressed in one pass, memory tokens included

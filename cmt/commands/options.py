@@ -29,7 +29,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 top_k_option = click.option(
     "--top-k",
     type=click.IntRange(min=1),
-    help="How many memories are read for a question.  [default: the library's, 3]",
+    help="How many memories are read for a question.  [default: the library's, 1]",
 )
 rerank_option = click.option(
     "--rerank",
