@@ -6,9 +6,7 @@ Run on one H200 with::
 """
 
 from cmt.compressor import CompressorConfig
-from cmt.training import TrainingConfig
-from cmt.training_data import BatchConfig
-from cmt.training_step import ObjectiveConfig
+from cmt.training import BatchConfig, ObjectiveConfig, TrainingConfig
 
 
 def recipe() -> TrainingConfig:

@@ -150,10 +150,12 @@ def evaluate(  # noqa: PLR0913
         progress: Something with `update(n)`, told the number of questions answered.
 
     Raises:
-        InputError: No documents or no questions; a number below 1.
+        InputError: No documents or no questions; a number below 1 (`rerank`: below 0).
         DocumentError: A document that can't be split into pieces (an empty one).
     """
     _check(dataset, batch_size=batch_size, resamples=resamples, top_k=min(top_k, default=1))
+    if rerank < 0:
+        raise InputError(f"expected rerank of at least 0, got {rerank}")
     base, config = compressor.base, compressor.config
     bank = bank or learn(compressor, dataset)
     prompts = question_tokens(base.tokenizer, [q.text for q in dataset.questions])

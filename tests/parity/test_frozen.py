@@ -15,8 +15,8 @@ from cmt.base_model import BaseModel
 from cmt.compressor import Compressor, prepare
 from cmt.encoding import encode_documents, encode_questions
 from cmt.generation import Sampling, generate
-from cmt.training_data import BatchConfig, TrainingData
-from cmt.training_step import ObjectiveConfig, TrainingStep
+from cmt.training.data import BatchConfig, TrainingData
+from cmt.training.step import ObjectiveConfig, TrainingStep
 from tests import small, tiny
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -20,8 +20,8 @@ from transformers import DynamicCache
 
 from cmt.compressor import Compressor
 from cmt.reading import reading_start
-from cmt.training_data import BatchConfig, TrainingBatch, TrainingData
-from cmt.training_step import ObjectiveConfig, TrainingStep
+from cmt.training.data import BatchConfig, TrainingBatch, TrainingData
+from cmt.training.step import ObjectiveConfig, TrainingStep
 from tests import small, tiny
 
 K = 4

@@ -437,7 +437,7 @@ def test_eval_refuses_what_it_cannot_do(model):
 RECIPE = """
 from cmt.compressor import CompressorConfig
 from cmt.training import TrainingConfig
-from cmt.training_data import BatchConfig
+from cmt.training.data import BatchConfig
 
 def recipe():
     return TrainingConfig(

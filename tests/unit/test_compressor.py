@@ -10,8 +10,8 @@ from cmt.compressor import Compressor, CompressorConfig, prepare
 from cmt.encoding import batches, encode_documents, encode_questions
 from cmt.errors import InputError
 from cmt.tensors import move
-from cmt.training_data import BatchConfig, TrainingData
-from cmt.training_step import ObjectiveConfig, TrainingStep
+from cmt.training.data import BatchConfig, TrainingData
+from cmt.training.step import ObjectiveConfig, TrainingStep
 from tests import small, tiny
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -17,6 +17,7 @@ from cmt.evaluation.qa import evaluate, learn, score
 from cmt.generation import Sampling, generate
 from cmt.reading import question_tokens
 from cmt.records import Document
+from cmt.reranking import combined_scores, question_log_likelihoods
 from cmt.splitting import split
 from tests import small
 
@@ -137,6 +138,50 @@ def test_readings_are_the_questions_answered_alone(
     assert result.found[1].predictions != result.given.predictions
 
 
+@pytest.mark.parametrize("depth", [3, 100])
+def test_reranked_readings_are_those_questions_alone(
+    compressor: Compressor, dataset: QADataset, depth: int
+) -> None:
+    """The best by key, read one at a time by the frozen model; the others stay below them."""
+    bank = learn(compressor, dataset)
+    prompts = question_tokens(compressor.base.tokenizer, [q.text for q in dataset.questions])
+    scale = compressor.scale().item()
+    result = evaluate(
+        compressor, dataset, top_k=(1, 5), rerank=depth, bank=bank, batch_size=3, max_new_tokens=6,
+        resamples=10,
+    )  # fmt: skip
+    ranks = []
+    for number, prompt in enumerate(prompts):
+        cosines = (encode_questions(compressor, [prompt]) @ bank.keys.T)[0]
+        order = cosines.argsort(descending=True)
+        best, rest = order[:depth], order[depth:]
+        likelihoods = question_log_likelihoods(
+            compressor.base, [prompt], bank.memories, best[None], 97
+        )
+        scores = combined_scores(cosines[best], likelihoods[0], scale)
+        again = scores.argsort(descending=True)
+        order = torch.cat([best[again], rest])
+        # those behind keep their distances by key, and lie at least 1 below
+        below = cosines[rest] * scale - cosines[best[0]] * scale + scores.min() - 1
+        values = torch.cat([scores[again], below])
+        for k in (1, 5):
+            weights = matching_weights(values[:k], 1.0)
+            prefix = aggregate([[bank.memories[i] for i in order[:k].tolist()]], [weights])
+            [text] = generate(
+                compressor.base, [prompt], prefix, start=97, sampling=Sampling(max_new_tokens=6)
+            )
+            expected = str(compressor.base.tokenizer.decode(text, skip_special_tokens=True))
+            assert result.found[k].predictions[number] == expected.strip()
+        owners = [int(bank.owners_D[i]) for i in order.tolist()]
+        documents = list(dict.fromkeys(owners))
+        ranks.append(documents.index(dataset.questions[number].document) + 1)
+    for k, percent in result.recall.items():
+        assert percent == pytest.approx(100 * sum(rank <= k for rank in ranks) / len(ranks))
+    plain = evaluate(compressor, dataset, given=False, bank=bank, max_new_tokens=1, resamples=10)
+    assert result.recall != plain.recall, "re-ranking changes nothing: nothing is shown"
+    assert set(result.answer_seconds) == {"rerank", "top_1", "top_5", "given"}
+
+
 def test_the_result_says_what_was_measured(compressor: Compressor, dataset: QADataset) -> None:
     told: list[int] = []
 
@@ -189,6 +234,7 @@ def test_scores_by_hand() -> None:
         ({"top_k": (-2,)}, "top_k of at least 1, got -2"),
         ({"batch_size": 0}, "batch_size of at least 1, got 0"),
         ({"resamples": 0}, "resamples of at least 1, got 0"),
+        ({"rerank": -1}, "rerank of at least 0, got -1"),
         ({"max_new_tokens": 0}, "max_new_tokens of at least 1, got 0"),
     ],
 )

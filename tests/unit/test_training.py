@@ -15,13 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cmt import training
 from cmt.base_model import BaseModel
 from cmt.compressor import Compressor
 from cmt.errors import CheckpointError, InputError
-from cmt.training import TrainingConfig, learning_rate_factor, train
-from cmt.training_data import BatchConfig, TrainingData
-from cmt.training_step import TrainingStep
+from cmt.training import TrainingConfig, learning_rate_factor, loop, train
+from cmt.training.data import BatchConfig, TrainingData
+from cmt.training.step import TrainingStep
 from tests import small, tiny
 
 
@@ -148,7 +147,7 @@ def test_the_clock_stops_a_run_and_its_time_is_resumed(
     def clock(tick: float) -> None:
         ticks = count()
         monkeypatch.setattr(
-            training, "time", SimpleNamespace(monotonic=lambda: 1000 + tick * next(ticks))
+            loop, "time", SimpleNamespace(monotonic=lambda: 1000 + tick * next(ticks))
         )
 
     settings = config(model, minutes=1.0, log_every=100)

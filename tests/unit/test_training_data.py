@@ -12,7 +12,7 @@ from cmt.datasets.qa import QADataset, Question
 from cmt.errors import InputError
 from cmt.reading import question_tokens
 from cmt.records import Document
-from cmt.training_data import BatchConfig, TrainingBatch, TrainingData
+from cmt.training.data import BatchConfig, TrainingBatch, TrainingData
 from tests import small, tiny
 
 TOKENIZER = tiny.tokenizer()

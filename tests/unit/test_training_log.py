@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from cmt.training_log import TrainingLog
+from cmt.training.log import TrainingLog
 
 
 def lines(file: Path) -> list[dict[str, Any]]:

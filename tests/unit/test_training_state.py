@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cmt.errors import CheckpointError
-from cmt.training_state import load_training_state, save_training_state
+from cmt.training.state import load_training_state, save_training_state
 
 
 def run(seed: int = 0, width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:

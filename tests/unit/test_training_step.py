@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cmt.compressor import Compressor
-from cmt.training_data import BatchConfig, TrainingData
-from cmt.training_step import ObjectiveConfig, TrainingStep
+from cmt.training.data import BatchConfig, TrainingData
+from cmt.training.step import ObjectiveConfig, TrainingStep
 from tests import small
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cmt.errors import DocumentError, InputError
-from cmt.record_formats import read_csv, read_json_lines
+from cmt.readers.records import read_csv, read_json_lines
+from cmt.readers.texts import Origin, read_html, read_markdown, read_pdf, read_text
 from cmt.records import Document, Failure
-from cmt.text_formats import Origin, read_html, read_markdown, read_pdf, read_text
 
 Reader = Callable[[BinaryIO, Origin], Iterator[Document | Failure]]
 

@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import Any, BinaryIO
 
 from cmt.errors import DocumentError
+from cmt.readers.texts import Origin, check_text, check_unicode, decode
 from cmt.records import Document, Failure
-from cmt.text_formats import Origin, check_text, check_unicode, decode
 
 FIELDS = ("text", "id", "title", "date", "source", "metadata")
 LONGEST_CELL = 1 << 28  # characters; the csv module's own limit is 131,072

@@ -26,10 +26,10 @@ from cmt.compressor import Compressor, CompressorConfig
 from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
 from cmt.tensors import move
-from cmt.training_data import BatchConfig, TrainingBatch, TrainingData
-from cmt.training_log import TrainingLog
-from cmt.training_state import load_training_state, save_training_state
-from cmt.training_step import ObjectiveConfig, TrainingStep
+from cmt.training.data import BatchConfig, TrainingBatch, TrainingData
+from cmt.training.log import TrainingLog
+from cmt.training.state import load_training_state, save_training_state
+from cmt.training.step import ObjectiveConfig, TrainingStep
 
 
 @dataclass(kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from cmt.objectives import (
     reconstruction_cross_entropy,
 )
 from cmt.reading import read
-from cmt.training_data import TrainingBatch
+from cmt.training.data import TrainingBatch
 
 
 @dataclass(kw_only=True, slots=True)
