@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from cmt.bank import Bank, Outcome
 from cmt.records import Document, EncodedPiece, Fingerprint
 
 FINGERPRINT = Fingerprint(base_model="a" * 64, compressor="b" * 64)
@@ -41,3 +43,14 @@ def make_piece(
 def make_entry(text: str, seed: int = 0, **fields: object) -> tuple[Document, list[EncodedPiece]]:
     """A document of one piece; fields are those of `Document`."""
     return Document(text=text, **fields), [make_piece(text, seed)]  # type: ignore[arg-type]
+
+
+def add(bank: Bank, text: str, seed: int = 0, **fields: object) -> Outcome:
+    """Add one text to a bank."""
+    return bank.add([make_entry(text, seed, **fields)])[0]
+
+
+def keys_of(bank: Bank) -> dict[int, np.ndarray]:
+    """Every key in a bank by its memory id."""
+    changes = bank.key_changes(0)
+    return dict(zip(changes.added_ids, changes.added_keys, strict=True))

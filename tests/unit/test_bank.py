@@ -16,27 +16,7 @@ from cmt.errors import (
     UnknownIdError,
 )
 from cmt.records import Document
-from tests.unit.bank_pieces import FINGERPRINT, make_entry, make_key, make_piece
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "bank.sqlite"
-
-
-@pytest.fixture
-def bank(path):
-    with Bank.open(path, FINGERPRINT) as opened:
-        yield opened
-
-
-def add(bank: Bank, text: str, seed: int = 0, **fields: object) -> Outcome:
-    return bank.add([make_entry(text, seed, **fields)])[0]
-
-
-def keys_of(bank: Bank) -> dict[int, np.ndarray]:
-    changes = bank.key_changes(0)
-    return dict(zip(changes.added_ids, changes.added_keys, strict=True))
+from tests.unit.bank_pieces import FINGERPRINT, add, keys_of, make_entry, make_key, make_piece
 
 
 def test_what_was_added_is_read_back_bit_for_bit_after_reopening(path):

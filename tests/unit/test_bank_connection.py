@@ -8,29 +8,14 @@ import threading
 
 import pytest
 
-from cmt.bank import Bank, Counts, Outcome
+from cmt.bank import Bank, Counts
 from cmt.bank import migrations as bank_migrations
 from cmt.errors import (
     BankError,
     FingerprintMismatchError,
 )
 from cmt.records import Document, Fingerprint
-from tests.unit.bank_pieces import FINGERPRINT, make_entry, make_piece
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "bank.sqlite"
-
-
-@pytest.fixture
-def bank(path):
-    with Bank.open(path, FINGERPRINT) as opened:
-        yield opened
-
-
-def add(bank: Bank, text: str, seed: int = 0, **fields: object) -> Outcome:
-    return bank.add([make_entry(text, seed, **fields)])[0]
+from tests.unit.bank_pieces import FINGERPRINT, add, make_piece
 
 
 def test_another_fingerprint_is_refused_with_both_in_full(bank, path):

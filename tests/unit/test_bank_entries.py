@@ -7,34 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cmt.bank import Bank, Counts, Outcome
+from cmt.bank import Counts
 from cmt.errors import (
     DocumentError,
     InputError,
 )
 from cmt.records import Document
-from tests.unit.bank_pieces import FINGERPRINT, make_entry, make_key, make_piece
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "bank.sqlite"
-
-
-@pytest.fixture
-def bank(path):
-    with Bank.open(path, FINGERPRINT) as opened:
-        yield opened
+from tests.unit.bank_pieces import add, make_entry, make_key, make_piece
 
 
 def one_wrong_number(number: float, dtype: torch.dtype) -> torch.Tensor:
     memory = torch.zeros(2, 2, 1, 3, 4, dtype=dtype)
     memory[1, 0, 0, 2, 1] = number
     return memory
-
-
-def add(bank: Bank, text: str, seed: int = 0, **fields: object) -> Outcome:
-    return bank.add([make_entry(text, seed, **fields)])[0]
 
 
 TEXT = "hello"

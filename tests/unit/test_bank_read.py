@@ -5,34 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cmt.bank import Bank, Counts, Outcome
+from cmt.bank import Bank, Counts
 from cmt.bank.tensor_bytes import text_hash
 from cmt.errors import (
     InputError,
     UnknownIdError,
 )
 from cmt.records import Document
-from tests.unit.bank_pieces import FINGERPRINT, make_entry, make_piece
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "bank.sqlite"
-
-
-@pytest.fixture
-def bank(path):
-    with Bank.open(path, FINGERPRINT) as opened:
-        yield opened
-
-
-def add(bank: Bank, text: str, seed: int = 0, **fields: object) -> Outcome:
-    return bank.add([make_entry(text, seed, **fields)])[0]
-
-
-def keys_of(bank: Bank) -> dict[int, np.ndarray]:
-    changes = bank.key_changes(0)
-    return dict(zip(changes.added_ids, changes.added_keys, strict=True))
+from tests.unit.bank_pieces import FINGERPRINT, add, keys_of, make_entry, make_piece
 
 
 def test_unknown_ids_are_named(bank):

@@ -18,17 +18,6 @@ from cmt.records import Document
 from tests.unit.bank_pieces import FINGERPRINT, make_key, make_piece
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "bank.sqlite"
-
-
-@pytest.fixture
-def bank(path):
-    with Bank.open(path, FINGERPRINT) as opened:
-        yield opened
-
-
 def add_keys(bank: Bank, keys: dict[str, torch.Tensor]) -> None:
     bank.add([(Document(text=i, id=i), [make_piece(i, key=key)]) for i, key in keys.items()])
 
