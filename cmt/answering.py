@@ -11,11 +11,11 @@ from typing import TypedDict
 import torch
 
 from cmt import prompts
-from cmt.aggregation import Prefix
+from cmt.aggregation import Prefix, matching_weights
 from cmt.bank import MemorySource
 from cmt.base_model import BaseModel
 from cmt.errors import InputError
-from cmt.generation import Sampling
+from cmt.generation import Sampling, collect
 from cmt.matching import Hit
 from cmt.records import Answer, Match, StoredMemory
 from cmt.reranking import combined_scores
@@ -80,12 +80,7 @@ class Reading:
 
     def collect(self, steps: Iterable[Sequence[int | None]]) -> list[Answer]:
         """The answers, from what generation gives step by step."""
-        generated: list[list[int]] = [[] for _ in self.questions]
-        for step in steps:
-            for own, token in zip(generated, step, strict=True):
-                if token is not None:
-                    own.append(token)
-        return self.answers(generated)
+        return self.answers(collect(steps, len(self.questions)))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Token ids as an answer's text, without white space around it."""
@@ -119,7 +114,7 @@ def best(
         pairs = zip(matches, likelihoods_C.tolist(), strict=True)
         matches = tuple(replace(match, log_likelihood=value) for match, value in pairs)
     order = logits_C.argsort(descending=True, stable=True)[:top_k]
-    shares = zip(order.tolist(), logits_C[order].softmax(0).tolist(), strict=True)
+    shares = zip(order.tolist(), matching_weights(logits_C[order], 1.0).tolist(), strict=True)
     return Found(
         tuple(replace(matches[place], weight=share) for place, share in shares),
         [found.memories[place] for place in order.tolist() if found.memories],

@@ -10,7 +10,7 @@ far, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,10 +73,14 @@ def generate(
     Raises:
         InputError: No prompt, an empty one, one too long for the model, or not one prefix each.
     """
-    texts: list[list[int]] = [[] for _ in prompts]
-    for step in stream(
-        base, prompts, prefix, start=start, sampling=sampling, stop_tokens=stop_tokens
-    ):
+    steps = stream(base, prompts, prefix, start=start, sampling=sampling, stop_tokens=stop_tokens)
+    return collect(steps, len(prompts))
+
+
+def collect(steps: Iterable[Sequence[int | None]], how_many: int) -> list[list[int]]:
+    """Token ids of each of `how_many` texts, from the steps that `stream` gives."""
+    texts: list[list[int]] = [[] for _ in range(how_many)]
+    for step in steps:
         for text, token in zip(texts, step, strict=True):
             if token is not None:
                 text.append(token)

@@ -71,7 +71,7 @@ def line_end(base: BaseModel) -> list[int]:
 def _fitting(
     base: BaseModel, tokens: list[list[int]], start: int, max_new_tokens: int
 ) -> list[list[int]]:
-    positions = getattr(base.model.config, "max_position_embeddings", None)
+    positions = base.max_positions
     if positions is None:
         return tokens
     room = positions - start - max_new_tokens
