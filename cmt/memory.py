@@ -18,6 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -55,6 +56,7 @@ from cmt.splitting import Piece
 from cmt.streaming import AnswerStream
 
 T = TypeVar("T")
+Turn = Callable[[], AbstractContextManager[object]]
 
 DEFAULT_TOP_K = 1
 DEFAULT_RERANK = 10
@@ -143,6 +145,7 @@ class Memory:
         *,
         on_progress: Callable[[Progress], None] | None = None,
         batch_tokens: int | None = None,
+        turn: Turn = nullcontext,
     ) -> AddReport:
         """Learn documents; what the bank holds already is not compressed again.
 
@@ -154,6 +157,7 @@ class Memory:
             documents: One, or any number; a text alone is a document without id.
             on_progress: Called after each batch.
             batch_tokens: Most tokens compressed in one pass, a longer piece aside.
+            turn: Entered around each pass, so that a server can let questions go first.
 
         Raises:
             InputError: `documents` are none, or batch_tokens < 1.
@@ -170,18 +174,20 @@ class Memory:
         for window, failed in windows(items, more, batch_tokens):
             tally.failed += failed
             try:
-                self._store(window, tally, batch_tokens)
+                self._store(window, tally, batch_tokens, turn)
             except InputError:  # the bank refused one of them: which?
-                self._store_singly(window, tally, batch_tokens)
+                self._store_singly(window, tally, batch_tokens, turn)
             if on_progress is not None:
                 on_progress(tally.progress())
         return tally.report(time.perf_counter() - began)
 
-    def _compress(self, pieces: Sequence[Piece], batch_tokens: int) -> Iterator[EncodedPiece]:
+    def _compress(
+        self, pieces: Sequence[Piece], batch_tokens: int, turn: Turn
+    ) -> Iterator[EncodedPiece]:
         """Compress, M = Θ(d): a memory and a key for each piece, in bfloat16 on the CPU."""
         tokens = [piece.token_ids for piece in pieces]
         passes = encode_documents(self.compressor, tokens, batch_tokens)
-        for batch, memories, keys in self._alone(passes):
+        for batch, memories, keys in self._alone(passes, turn):
             on_cpu = zip(batch, keys.cpu(), memories.to("cpu", torch.bfloat16), strict=True)
             for i, key, memory in on_cpu:
                 start, end = pieces[i].start, pieces[i].end
@@ -189,20 +195,22 @@ class Memory:
                     start=start, end=end, tokens=len(tokens[i]), key=key, memory=memory
                 )
 
-    def _store(self, window: Sequence[Draft], tally: Tally, batch_tokens: int) -> None:
+    def _store(self, window: Sequence[Draft], tally: Tally, batch_tokens: int, turn: Turn) -> None:
         """Store in {Mⁱ}: the window's documents, in one transaction."""
         pieces = [piece for draft in window for piece in draft.pieces]
-        encoded = self._compress(pieces, batch_tokens)
+        encoded = self._compress(pieces, batch_tokens, turn)
         entries = [(draft.document, list(islice(encoded, len(draft.pieces)))) for draft in window]
         for outcome, (_, own) in zip(self.bank.add(entries), entries, strict=True):
             tally.stored(outcome, own)
 
-    def _store_singly(self, window: Sequence[Draft], tally: Tally, batch_tokens: int) -> None:
+    def _store_singly(
+        self, window: Sequence[Draft], tally: Tally, batch_tokens: int, turn: Turn
+    ) -> None:
         """Each document by itself, compressed even if it was known: it may be gone meanwhile."""
         for draft in window:
             try:
                 pieces = split_for(self.compressor, draft.document.text)
-                self._store([replace(draft, pieces=pieces)], tally, batch_tokens)
+                self._store([replace(draft, pieces=pieces)], tally, batch_tokens, turn)
             except InputError as error:
                 tally.failed.append(Failure(document=draft.name, reason=str(error)))
 
@@ -259,6 +267,37 @@ class Memory:
             finish=lambda generated: reading.answers([generated])[0],
             matches=reading.matches[0],
         )
+
+    def steps(
+        self,
+        questions: Sequence[str],
+        *,
+        memory: bool = True,
+        top_k: int = DEFAULT_TOP_K,
+        rerank: int = DEFAULT_RERANK,
+        sampling: Sampling = GREEDY,
+    ) -> tuple[Reading, Iterator[list[int | None]]]:
+        """Like `ask` of one batch, a token of each answer at a time, for several who wait at once.
+
+        The memories are found before this returns, so it raises what `ask` does.
+
+        Args:
+            questions: One batch.
+            memory: False answers as `ask_without_memory`.
+            top_k: As for `ask`.
+            rerank: As for `ask`.
+            sampling: As for `ask`.
+
+        Returns:
+            What is read, which decodes tokens too, and the steps: the next token of each answer,
+            None where it has ended. Whoever leaves them unfinished ends the generation.
+        """
+        asked = prompts.checked(questions)
+        if memory:
+            reading = self._read(top_k, rerank, sampling, asked)
+        else:
+            reading = without_memory(self._base, sampling.max_new_tokens, asked, chat=False)
+        return reading, self._generate(reading, sampling)
 
     def search(
         self, question: str, *, top_k: int = DEFAULT_TOP_K, rerank: int = DEFAULT_RERANK
@@ -400,10 +439,10 @@ class Memory:
             answers += reading.collect(self._generate(reading, sampling))
         return answers[0] if isinstance(question, str) else answers
 
-    def _alone(self, steps: Iterator[T]) -> Iterator[T]:
+    def _alone(self, steps: Iterator[T], turn: Turn = nullcontext) -> Iterator[T]:
         """The same steps, each with the model to itself."""
         while True:
-            with self._model:
+            with turn(), self._model:
                 step = next(steps, None)
             if step is None:
                 return

@@ -41,7 +41,7 @@ class AnswerStream(Iterator[str]):
                 text = self._answer.text
             else:
                 self._generated.append(token)
-                text = _settled(self._decode(self._generated))
+                text = settled(self._decode(self._generated))
             piece = text[len(self._shown) :]
             if piece:
                 self._shown = text
@@ -60,7 +60,7 @@ class AnswerStream(Iterator[str]):
         return self._answer
 
 
-def _settled(text: str) -> str:
+def settled(text: str) -> str:
     """The part that no further token can change: an answer ends without white space."""
     while text != (shorter := text.rstrip().rstrip(_INCOMPLETE)):
         text = shorter
