@@ -19,9 +19,10 @@ from torch import Tensor
 from cmt.aggregation import aggregate_resident, matching_weights
 from cmt.compressor import Compressor
 from cmt.datasets.qa import QADataset
-from cmt.encoding import encode_documents, encode_questions
+from cmt.encoding import encode_pieces, encode_question_vectors
 from cmt.errors import InputError
 from cmt.generation import Sampling, generate
+from cmt.late_interaction import SHORTLIST, QuestionVectors, late_scores
 from cmt.metrics import bootstrap_interval, exact_match, f1, prefix_exact_match, recall_at
 from cmt.reading import question_tokens, reading_start
 from cmt.reranking import combined_scores, question_log_likelihoods
@@ -72,12 +73,14 @@ class ResidentBank:
         keys: (D, C) in float32.
         owners_D: Index of each piece's document.
         seconds: What learning them took.
+        vectors_DKV: Of their memory tokens; None without late interaction.
     """
 
     memories: Tensor
     keys: Tensor
     owners_D: Tensor
     seconds: float
+    vectors_DKV: Tensor | None = None
 
 
 def learn(compressor: Compressor, dataset: QADataset, *, batch_tokens: int = 16384) -> ResidentBank:
@@ -104,16 +107,19 @@ def learn(compressor: Compressor, dataset: QADataset, *, batch_tokens: int = 163
         owners += [number] * len(parts)
     order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))  # like lengths together
     sorted_pieces = [pieces[i] for i in order]
-    memories, keys = [], []
-    for _, memory, key in encode_documents(compressor, sorted_pieces, batch_tokens):
-        memories.append(memory.bfloat16())  # as the bank stores them
-        keys.append(key)
+    memories, keys, vectors = [], [], []
+    for _, encoded in encode_pieces(compressor, sorted_pieces, batch_tokens):
+        memories.append(encoded.stacked().bfloat16())  # as the bank stores them
+        keys.append(encoded.document_keys_DC)
+        if encoded.document_vectors_DKV is not None:
+            vectors.append(encoded.document_vectors_DKV.bfloat16())
     back = torch.tensor(order, device=base.device).argsort()
     bank = ResidentBank(
         memories=torch.cat(memories)[back],
         keys=torch.cat(keys)[back],
         owners_D=torch.tensor(owners, device=base.device),
         seconds=0.0,
+        vectors_DKV=torch.cat(vectors)[back] if vectors else None,
     )
     if base.device.type == "cuda":
         torch.cuda.synchronize()
@@ -129,6 +135,7 @@ def evaluate(  # noqa: PLR0913
     top_k: Sequence[int] = (1,),
     given: bool = True,
     rerank: int = 0,
+    shortlist: int = SHORTLIST,
     bank: ResidentBank | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 24,
@@ -142,7 +149,9 @@ def evaluate(  # noqa: PLR0913
         dataset: What is learned and asked.
         top_k: Numbers of memories to aggregate, a row of scores each.
         given: Also score with the right memory given.
-        rerank: How many memories are found by key and re-ranked (reranking.py); 0: none.
+        rerank: How many memories are found and re-ranked (reranking.py); 0: none.
+        shortlist: How many memories are found by key and compared by late interaction, where
+            the compressor has it; 0: none.
         bank: The dataset's documents, learned already; None learns them.
         batch_size: Questions answered at a time.
         max_new_tokens: Longest answer.
@@ -159,12 +168,15 @@ def evaluate(  # noqa: PLR0913
     base, config = compressor.base, compressor.config
     bank = bank or learn(compressor, dataset)
     prompts = question_tokens(base.tokenizer, [q.text for q in dataset.questions])
-    keys_QC = encode_questions(compressor, prompts)
-    scores_QD = keys_QC @ bank.keys.T * compressor.scale()
+    questions = encode_question_vectors(compressor, prompts)
+    scores_QD = questions.keys_QC @ bank.keys.T * compressor.scale()
+    if shortlist and questions.vectors is not None and bank.vectors_DKV is not None:
+        vectors = questions.vectors
+        scores_QD = _compared(scores_QD, vectors, bank.vectors_DKV, shortlist, batch_size)
     match_seconds = 0.0
     if rerank > 1:
         began = time.perf_counter()
-        scores_QD = _reranked(compressor, bank, prompts, scores_QD, rerank, batch_size)
+        scores_QD = rerank_scores(compressor, bank, prompts, scores_QD, rerank, batch_size)
         match_seconds = time.perf_counter() - began
     right_Q = torch.tensor([q.document for q in dataset.questions], device=base.device)
     own_QD = bank.owners_D[None] == right_Q[:, None]
@@ -181,7 +193,7 @@ def evaluate(  # noqa: PLR0913
     for name, chosen_QM in readings.items():
         began = time.perf_counter()
         predictions = [""] * len(prompts)
-        for rows in _chunks(by_length, batch_size):
+        for rows in chunks(by_length, batch_size):
             index = torch.tensor(rows, device=base.device)
             chosen_BM = chosen_QM[index]
             weights = matching_weights(scores_QD[index].gather(1, chosen_BM), 1.0)
@@ -213,7 +225,7 @@ def evaluate(  # noqa: PLR0913
     )
 
 
-def _reranked(
+def rerank_scores(
     compressor: Compressor,
     bank: ResidentBank,
     prompts: Sequence[Sequence[int]],
@@ -225,7 +237,7 @@ def _reranked(
     depth = min(rerank, scores_QD.shape[1])
     found = scores_QD.topk(depth, dim=1)
     reranked_QC = torch.empty_like(found.values)
-    for rows in _chunks(range(len(prompts)), batch_size):
+    for rows in chunks(range(len(prompts)), batch_size):
         likelihoods_BC = question_log_likelihoods(
             compressor.base,
             [prompts[i] for i in rows],
@@ -235,9 +247,30 @@ def _reranked(
             bfloat16_products=compressor.bfloat16_products,
         )
         reranked_QC[rows] = combined_scores(found.values[rows], likelihoods_BC, 1.0)
-    lowest = reranked_QC.amin(1, keepdim=True)
-    below_QD = scores_QD - found.values[:, :1] + lowest - 1  # all below the worst candidate
-    return below_QD.scatter(1, found.indices, reranked_QC)
+    return _rescored(scores_QD, found.indices, reranked_QC)
+
+
+def _compared(
+    scores_QD: Tensor,
+    questions: QuestionVectors,
+    documents_DKV: Tensor,
+    shortlist: int,
+    batch_size: int,
+) -> Tensor:
+    """Scores with the best of each question by key compared by late interaction too."""
+    found = scores_QD.topk(min(shortlist, scores_QD.shape[1]), dim=1)
+    scores_QC = found.values.clone()
+    for rows in chunks(range(len(scores_QD)), batch_size):
+        late_BD = late_scores(questions.rows(rows), documents_DKV.float(), len(rows))
+        scores_QC[rows] += late_BD.gather(1, found.indices[rows])
+    return _rescored(scores_QD, found.indices, scores_QC)
+
+
+def _rescored(scores_QD: Tensor, chosen_QC: Tensor, scores_QC: Tensor) -> Tensor:
+    """New scores of the chosen, all others below the worst of them in their old order."""
+    lowest = scores_QC.amin(1, keepdim=True)
+    below_QD = scores_QD - scores_QD.amax(1, keepdim=True) + lowest - 1
+    return below_QD.scatter(1, chosen_QC, scores_QC)
 
 
 def score(predictions: Sequence[str], dataset: QADataset, *, resamples: int = 1000) -> Scores:
@@ -284,6 +317,7 @@ def _document_ranks(
     return [1 + rank for rank in (best > own_best).sum(1).tolist()]
 
 
-def _chunks(items: Sequence[int], size: int) -> Iterator[list[int]]:
+def chunks(items: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Consecutive runs of at most `size` items."""
     for start in range(0, len(items), size):
         yield list(items[start : start + size])
