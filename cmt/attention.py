@@ -174,6 +174,25 @@ class _ToRectangle(torch.autograd.Function):
         return gradient[inverse], None, None
 
 
+class _Choose(torch.autograd.Function):
+    """Rows of `memories` by number. Its gradient is one product with the choice, no scatter.
+
+    Hundreds of questions read the same few memories; a scatter would take them one by one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, memories: Tensor, chosen: Tensor) -> Tensor:
+        ctx.save_for_backward(chosen)
+        ctx.count = len(memories)
+        return memories[chosen]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (chosen,) = ctx.saved_tensors
+        choice = functional.one_hot(chosen, ctx.count).to(gradient.dtype)
+        return (choice.T @ gradient.flatten(1)).unflatten(1, gradient.shape[1:]), None
+
+
 class _ToRow(torch.autograd.Function):
     """A padded rectangle back to packed rows; padding gets a zero gradient."""
 
@@ -229,6 +248,12 @@ def packed_attention(
     return row[None], None
 
 
+def _choose(memories: Tensor, chosen: Tensor) -> Tensor:
+    """Rows of `memories` by number."""
+    rows: Tensor = _Choose.apply(memories, chosen)  # type: ignore[no-untyped-call]
+    return rows
+
+
 def _attend(
     module: torch.nn.Module,
     part: list[Tensor],
@@ -244,12 +269,8 @@ def _attend(
         before.append([s[None].expand(query.shape[0], -1, -1, -1) for s in packed.sink])
     if packed.prefix is not None and group.memories_BM is not None:
         memories = group.memories_BM
-        before.append(
-            [
-                p.to(key.dtype)[memories.flatten()].unflatten(0, memories.shape).flatten(1, 2)
-                for p in packed.prefix
-            ]
-        )
+        chosen = [_choose(p.to(key.dtype), memories.flatten()) for p in packed.prefix]
+        before.append([c.unflatten(0, memories.shape).flatten(1, 2) for c in chosen])
     if before:
         key = torch.cat([*(pair[0].to(key.dtype) for pair in before), key], dim=1)
         value = torch.cat([*(pair[1].to(key.dtype) for pair in before), value], dim=1)

@@ -4,10 +4,12 @@ M = Θ(d) = (m₁ … m_K), K ≪ |d|. The compressor is the base model with LoR
 ``[d; m₁ … m_K; κ]``. The memory is what the memory tokens leave in every layer's keys and
 values: the frozen model later attends to them as if it had read those tokens. The hidden
 state of the key token κ, projected and normalised, is the memory's key; a question
-``[q; κ']`` gets its key in the same pass, by the same weights.
+``[q; κ']`` gets its key in the same pass, by the same weights. The memory tokens' and the
+question's own hidden states, projected too, are compared token by token
+(`late_interaction.py`).
 
-Shape legend: N packed tokens, D documents, Q questions, K memory tokens, L layers,
-G key/value heads, E head size, W hidden size, C key size.
+Shape legend: N packed tokens, D documents, Q questions, T tokens of all questions, K memory
+tokens, L layers, G key/value heads, E head size, W hidden size, C key size, V vector size.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ from torch.nn import functional
 from cmt.attention import LayerKV, PackedPass, Packing, pack
 from cmt.base_model import BaseModel
 from cmt.errors import InputError
+from cmt.late_interaction import QuestionVectors
 from cmt.lora import Lora
+
+_FIRST_WEIGHT = 2.0  # softplus of it is what every question token counts before training
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,6 +40,7 @@ class CompressorConfig:
     Attributes:
         memory_tokens: K, positions a memory takes in the reader's cache.
         key_size: C.
+        vector_size: V; 0: no late interaction.
         lora_rank, lora_alpha: As in PEFT; on every linear layer but the head.
         max_piece_tokens: Longest text compressed into one memory; longer ones are split.
         overlap_tokens: Tokens two neighbouring pieces share.
@@ -42,6 +48,7 @@ class CompressorConfig:
 
     memory_tokens: int = 32
     key_size: int = 256
+    vector_size: int = 0
     lora_rank: int = 32
     lora_alpha: int = 64
     max_piece_tokens: int = 320
@@ -50,7 +57,7 @@ class CompressorConfig:
     def __post_init__(self) -> None:
         """Refuse what can't work."""
         for name, value in asdict(self).items():
-            least = 0 if name == "overlap_tokens" else 1
+            least = 0 if name in ("overlap_tokens", "vector_size") else 1
             if not isinstance(value, int) or value < least:
                 raise InputError(f"expected {name} of at least {least}, got {value!r}")
         if self.overlap_tokens >= self.max_piece_tokens:
@@ -66,7 +73,8 @@ class CompressorInput:
 
     The places of memory and key tokens hold token 0 until their embeddings are put there:
     `special_S` lists those places, all memory tokens first, then the documents' key tokens,
-    then the questions'. `segment_N` says which memory token stands for each document token.
+    then the questions'. `segments` says which memory token stands for each of the
+    `document_tokens`, `owners_T` which question each of the `question_tokens` belongs to.
     """
 
     tokens_N: Tensor
@@ -75,6 +83,8 @@ class CompressorInput:
     special_S: Tensor
     document_tokens: Tensor
     segments: Tensor
+    question_tokens: Tensor
+    owners_T: Tensor
     documents: int
     questions: int
     memory_tokens: int
@@ -87,11 +97,16 @@ class Encoded:
     Attributes:
         memories: Keys and values of every layer, each (D, K, G, E).
         document_keys_DC, question_keys_QC: Unit vectors, float32.
+        document_vectors_DKV: A unit vector of each memory token, float32; None without late
+            interaction.
+        question_vectors: Of each question token; None without late interaction.
     """
 
     memories: list[LayerKV]
     document_keys_DC: Tensor
     question_keys_QC: Tensor
+    document_vectors_DKV: Tensor | None = None
+    question_vectors: QuestionVectors | None = None
 
     def stacked(self) -> Tensor:
         """The memories as stored, shape (D, L, 2, G, K, E)."""
@@ -124,6 +139,7 @@ def prepare(
     segments: list[Tensor] = []
     document_tokens: list[Tensor] = []
     memory_places: list[Tensor] = []
+    question_tokens: list[Tensor] = []
     key_places: list[int] = []
     start = 0
     for number, document in enumerate(documents):
@@ -141,9 +157,11 @@ def prepare(
         n = len(question)
         tokens += [torch.tensor(question, dtype=torch.long), torch.zeros(1, dtype=torch.long)]
         positions.append(torch.arange(n + 1) + 1)
+        question_tokens.append(start + torch.arange(n))
         key_places.append(start + n)
         start += n + 1
     none = torch.zeros(0, dtype=torch.long)
+    lengths_Q = torch.tensor([len(question) for question in questions], dtype=torch.long)
     return CompressorInput(
         tokens_N=torch.cat(tokens),
         positions_N=torch.cat(positions),
@@ -151,6 +169,8 @@ def prepare(
         special_S=torch.cat([*memory_places, torch.tensor(key_places, dtype=torch.long)]),
         document_tokens=torch.cat(document_tokens) if documents else none,
         segments=torch.cat(segments) if documents else none,
+        question_tokens=torch.cat(question_tokens) if questions else none,
+        owners_T=torch.arange(len(questions)).repeat_interleave(lengths_Q),
         documents=D,
         questions=len(questions),
         memory_tokens=K,
@@ -197,6 +217,12 @@ class Compressor(nn.Module):
         self.reconstruction_embedding = near_mean()
         self.key_head = nn.Linear(width, config.key_size, device=device)
         self.log_scale = nn.Parameter(torch.tensor(math.log(20.0), device=device))
+        self.vector_head: nn.Linear | None = None
+        if config.vector_size:
+            self.vector_head = nn.Linear(width, config.vector_size, bias=False, device=device)
+            self.term_weight = nn.Linear(width, 1, device=device)
+            nn.init.zeros_(self.term_weight.weight)
+            nn.init.constant_(self.term_weight.bias, _FIRST_WEIGHT)
 
     @property
     def base(self) -> BaseModel:
@@ -224,11 +250,25 @@ class Compressor(nn.Module):
             hidden_NW = self.base.run_packed(embeddings_NW, batch.positions_N, run)
         keys = self.key_head(hidden_NW[batch.special_S[D * K :]].float())
         keys = functional.normalize(keys.float(), dim=-1)
-        return Encoded(
+        encoded = Encoded(
             memories=[(k.unflatten(0, (D, K)), v.unflatten(0, (D, K))) for k, v in run.captured],
             document_keys_DC=keys[:D],
             question_keys_QC=keys[D:],
         )
+        if self.vector_head is not None:
+            encoded.document_vectors_DKV = self._vectors(
+                self.vector_head, hidden_NW[batch.special_S[: D * K]]
+            ).unflatten(0, (D, K))
+            hidden_TW = hidden_NW[batch.question_tokens].float()
+            encoded.question_vectors = QuestionVectors(
+                vectors_TV=self._vectors(self.vector_head, hidden_TW),
+                weights_T=functional.softplus(self.term_weight(hidden_TW).float())[:, 0],
+                owners_T=batch.owners_T,
+            )
+        return encoded
+
+    def _vectors(self, head: nn.Linear, hidden_XW: Tensor) -> Tensor:
+        return functional.normalize(head(hidden_XW.float()).float(), dim=-1)
 
     @contextmanager
     def _precision(self) -> Iterator[None]:

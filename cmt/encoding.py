@@ -7,11 +7,13 @@ size, C key size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cmt.compressor import Compressor, prepare
+from cmt.compressor import Compressor, Encoded, prepare
+from cmt.late_interaction import QuestionVectors
 from cmt.tensors import move
 
 
@@ -30,6 +32,20 @@ def batches(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
+def encode_pieces(
+    compressor: Compressor, pieces: Sequence[Sequence[int]], batch_tokens: int = 4096
+) -> Iterator[tuple[list[int], Encoded]]:
+    """Compress tokenised pieces of documents.
+
+    Yields:
+        Their indices and what the compressor makes of them, a batch at a time.
+    """
+    K = compressor.config.memory_tokens
+    for batch in batches([len(piece) + K + 1 for piece in pieces], batch_tokens):
+        prepared = prepare([pieces[i] for i in batch], [], K)
+        yield batch, compressor(move(prepared, compressor.base.device))
+
+
 def encode_documents(
     compressor: Compressor, pieces: Sequence[Sequence[int]], batch_tokens: int = 4096
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
@@ -40,25 +56,48 @@ def encode_documents(
         with the compressor's `bfloat16_products`), and their keys (D, C) in float32, a batch at
         a time, on the base model's device.
     """
-    K = compressor.config.memory_tokens
-    for batch in batches([len(piece) + K + 1 for piece in pieces], batch_tokens):
-        prepared = prepare([pieces[i] for i in batch], [], K)
-        encoded = compressor(move(prepared, compressor.base.device))
+    for batch, encoded in encode_pieces(compressor, pieces, batch_tokens):
         yield batch, encoded.stacked(), encoded.document_keys_DC
 
 
+@dataclass(kw_only=True, slots=True)
+class EncodedQuestions:
+    """Keys of questions, (Q, C) in float32, and vectors of their tokens, if there are any."""
+
+    keys_QC: Tensor
+    vectors: QuestionVectors | None
+
+
 @torch.no_grad()
+def encode_question_vectors(
+    compressor: Compressor, questions: Sequence[Sequence[int]], batch_tokens: int = 4096
+) -> EncodedQuestions:
+    """What tokenised questions are matched by, on the base model's device."""
+    K, device = compressor.config.memory_tokens, compressor.base.device
+    keys: list[Tensor] = []
+    parts: list[QuestionVectors] = []
+    for batch in batches([len(question) + 1 for question in questions], batch_tokens):
+        encoded = compressor(move(prepare([], [questions[i] for i in batch], K), device))
+        keys.append(encoded.question_keys_QC)
+        if encoded.question_vectors is not None:
+            encoded.question_vectors.owners_T += batch[0]
+            parts.append(encoded.question_vectors)
+    if not keys:
+        return EncodedQuestions(
+            keys_QC=torch.zeros(0, compressor.config.key_size, device=device), vectors=None
+        )
+    vectors = None
+    if parts:
+        vectors = QuestionVectors(
+            vectors_TV=torch.cat([part.vectors_TV for part in parts]),
+            weights_T=torch.cat([part.weights_T for part in parts]),
+            owners_T=torch.cat([part.owners_T for part in parts]),
+        )
+    return EncodedQuestions(keys_QC=torch.cat(keys), vectors=vectors)
+
+
 def encode_questions(
     compressor: Compressor, questions: Sequence[Sequence[int]], batch_tokens: int = 4096
 ) -> Tensor:
     """Keys of tokenised questions, (Q, C) in float32 on the base model's device."""
-    K = compressor.config.memory_tokens
-    if not questions:
-        return torch.zeros(0, compressor.config.key_size, device=compressor.base.device)
-    keys = [
-        compressor(
-            move(prepare([], [questions[i] for i in batch], K), compressor.base.device)
-        ).question_keys_QC
-        for batch in batches([len(question) + 1 for question in questions], batch_tokens)
-    ]
-    return torch.cat(keys)
+    return encode_question_vectors(compressor, questions, batch_tokens).keys_QC

@@ -97,7 +97,25 @@ def contrastive_matching_loss(
         if stale_allowed_X is not None:
             stale = stale.masked_fill(~stale_allowed_X[None], -torch.inf)
         logits = torch.cat([logits, stale], dim=1)
-    return functional.cross_entropy(logits.float(), positives_Q)
+    return matching_cross_entropy(logits, positives_Q)
+
+
+def matching_cross_entropy(scores_QD: Tensor, positives_Q: Tensor) -> Tensor:
+    """InfoNCE of any scores over the batch: −log softmax_j(s(qᵢ, Mʲ))[i], mean over questions.
+
+    Args:
+        scores_QD: Logits of each question's matching every document.
+        positives_Q: Each question's document.
+    """
+    return functional.cross_entropy(scores_QD.float(), positives_Q)
+
+
+def question_cross_entropy(logits_TV: Tensor, tokens_T: Tensor) -> Tensor:
+    """−1/T Σₜ log p(qₜ | M, q₍<ₜ₎): the question, asked by the frozen model of its memory.
+
+    Trains what re-ranking measures (`reranking.py`).
+    """
+    return functional.cross_entropy(logits_TV.float(), tokens_T)
 
 
 def reconstruction_cross_entropy(logits_TV: Tensor, tokens_T: Tensor) -> Tensor:

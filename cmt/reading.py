@@ -31,6 +31,11 @@ def question_tokens(tokenizer: Any, questions: Sequence[str]) -> list[list[int]]
     return [before + middle + after for middle in middles]
 
 
+def opening_tokens(tokenizer: Any) -> int:
+    """How many tokens of `question_tokens` come before the question's own."""
+    return len(tokenizer(QUESTION_PREFIX, add_special_tokens=False)["input_ids"])
+
+
 def reading_start(max_piece_tokens: int) -> int:
     """Position of the first token read after memories: past the sink and the longest piece."""
     return max_piece_tokens + 1
@@ -45,7 +50,8 @@ class ReadInput:
         openings: Places of those retelling tokens.
         targets_T: Places whose hidden state predicts a wanted token.
         labels_T: Those tokens.
-        answers: How many of the targets are answer tokens; the rest retell documents.
+        answers, retold: How many of the targets are answer tokens, and how many retell
+            documents; they come in this order, the rest are tokens of questions.
         packing: Groups in this order: questions that read one memory, questions that read
             several, documents retold; a group without segments is left out.
     """
@@ -57,6 +63,7 @@ class ReadInput:
     targets_T: Tensor
     labels_T: Tensor
     answers: int
+    retold: int
 
 
 def prepare_reading(
@@ -64,6 +71,8 @@ def prepare_reading(
     answers: Sequence[Sequence[Sequence[int]]],
     retold: Sequence[Sequence[int]],
     start: int,
+    *,
+    asked_after: int | None = None,
 ) -> ReadInput:
     """Lay out groups of questions with their answers, and documents to retell.
 
@@ -71,20 +80,28 @@ def prepare_reading(
         questions, answers: Token ids, one sequence of segments a group.
         retold: Token ids of the documents to retell.
         start: Position of each segment's first token.
+        asked_after: The questions of the first group are targets too, but for so many first
+            tokens (at least 1); None: they are not.
     """
     tokens: list[list[int]] = []
     targets: list[Tensor] = []
     labels: list[int] = []
     openings: list[int] = []
     lengths: list[list[int]] = []
+    asked_targets: list[Tensor] = []
+    asked_labels: list[int] = []
     place = 0
     for group_questions, group_answers in zip(questions, answers, strict=True):
+        asked_from = None if lengths else asked_after
         lengths.append([])
         for question, answer in zip(group_questions, group_answers, strict=True):
             segment = [*question, *answer[:-1]]  # the last token is predicted, never read
             tokens.append(segment)
             targets.append(place + len(question) - 1 + torch.arange(len(answer)))
             labels += answer
+            if asked_from is not None:
+                asked_targets.append(place + torch.arange(asked_from - 1, len(question) - 1))
+                asked_labels += question[asked_from:]
             lengths[-1].append(len(segment))
             place += len(segment)
     answer_tokens = len(labels)
@@ -96,6 +113,7 @@ def prepare_reading(
         labels += document
         lengths[-1].append(len(document))
         place += len(document)
+    retold_tokens = len(labels) - answer_tokens
     row = [token for segment in tokens for token in segment]
     positions = torch.cat([torch.arange(len(segment)) for segment in tokens]) + start
     return ReadInput(
@@ -103,9 +121,10 @@ def prepare_reading(
         positions_N=positions,
         packing=pack(lengths),
         openings=torch.tensor(openings, dtype=torch.long),
-        targets_T=torch.cat(targets),
-        labels_T=torch.tensor(labels),
+        targets_T=torch.cat(targets + asked_targets),
+        labels_T=torch.tensor(labels + asked_labels),
         answers=answer_tokens,
+        retold=retold_tokens,
     )
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from cmt.attention import LayerKV
 from cmt.base_model import BaseModel
-from cmt.reading import QUESTION_PREFIX, prepare_reading, read
+from cmt.reading import opening_tokens, prepare_reading, read
 from cmt.tensors import move
 
 LIKELIHOOD_WEIGHT = 0.2
@@ -49,7 +49,7 @@ def question_log_likelihoods(
         bfloat16_products: Multiply in bfloat16 under a float32 model; scores only, no answer
             is generated here.
     """
-    opening = len(base.tokenizer(QUESTION_PREFIX, add_special_tokens=False)["input_ids"])
+    opening = opening_tokens(base.tokenizer)
     B, C = candidates_BC.shape
     segments = [question for question in questions for _ in range(C)]
     prepared = prepare_reading(

@@ -21,7 +21,13 @@ from torch import Tensor
 from cmt.compressor import CompressorInput, prepare
 from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
-from cmt.reading import ReadInput, prepare_reading, question_tokens, reading_start
+from cmt.reading import (
+    ReadInput,
+    opening_tokens,
+    prepare_reading,
+    question_tokens,
+    reading_start,
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,6 +43,7 @@ class BatchConfig:
         several_share: Share of the questions that read several memories at once.
         most_memories: Largest number of memories read at once.
         max_answer_tokens: Longer answers are cut.
+        asked: Whether questions that read one memory are to be predicted from it too.
     """
 
     documents: int = 128
@@ -47,6 +54,7 @@ class BatchConfig:
     several_share: float = 0.5
     most_memories: int = 4
     max_answer_tokens: int = 24
+    asked: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what can't be filled."""
@@ -147,6 +155,7 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
             if not tokens:
                 raise InputError(f"expected a token in every document, got none in no. {number}")
         self.first_text = len(passages)
+        self.opening = opening_tokens(tokenizer)
         self.questions = question_tokens(tokenizer, [q.text for q in dataset.questions])
         shortest = [" " + min(q.answers, key=len) for q in dataset.questions]
         end = tokenizer.eos_token_id
@@ -212,6 +221,7 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
                 [answers[:single], answers[single:]],
                 [tokens[i] for i in retold],
                 reading_start(self.max_piece_tokens),
+                asked_after=self.opening if config.asked else None,
             ),
             document_ids_D=torch.tensor(drawn),
             positives_Q=torch.tensor([place for place, _ in asked]),

@@ -20,7 +20,9 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers import AttentionInterface
 
+from cmt.attention import IMPLEMENTATION, packed_attention
 from cmt.base_model import BaseModel
 from cmt.compressor import Compressor, CompressorConfig
 from cmt.datasets.qa import QADataset
@@ -230,9 +232,15 @@ def _optimise(
 
 
 def _compile(base: BaseModel, compressor: Compressor) -> None:
-    """Compile the decoder layers: one graph for all of them, for any batch."""
+    """Compile what lies around the attention of each layer: a few graphs, for any batch.
+
+    Packed attention itself is left out: its groups differ from step to step, and it is
+    matrix products and copies that no compiler improves.
+    """
     # does nothing for dynamic shapes but fail on them (torch 2.11)
     torch._inductor.config.triton.coalesce_tiling_analysis = False
+    torch._dynamo.config.cache_size_limit = 64
+    AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(packed_attention))
     compressor.lora.compiled = True
     for layer in base.layers:
         layer.forward = torch.compile(layer.forward, dynamic=True)

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from cmt.base_model import BaseModel
 from cmt.compressor import Compressor, Encoded
+from cmt.late_interaction import late_scores
 from cmt.objectives import (
     answer_cross_entropy,
     contrastive_matching_loss,
+    matching_cross_entropy,
     memory_aware_cross_entropy,
+    question_cross_entropy,
     reconstruction_cross_entropy,
 )
 from cmt.reading import read
@@ -28,8 +31,11 @@ class ObjectiveConfig:
     """How the losses are weighed; the answer's cross-entropy has weight 1.
 
     Attributes:
-        matching: Weight of the contrastive matching loss.
+        matching: Weight of the contrastive matching loss of keys; late interaction, where the
+            compressor has it, adds a loss of its own with the same weight.
         reconstruction: Weight of retelling documents from their memory.
+        asking: Weight of predicting questions from their document's memory, where the batches
+            have them as targets (`BatchConfig.asked`).
         alpha: α of the memory-aware objective; 0 is plain cross-entropy.
         stale_keys: Keep the last key of every document as a further negative. Measured to
             harm at high learning rates (docs/LOG.md).
@@ -39,6 +45,7 @@ class ObjectiveConfig:
 
     matching: float = 0.5
     reconstruction: float = 0.3
+    asking: float = 0.2
     alpha: float = 0.0
     stale_keys: bool = False
     distractor_noise: float = 2.0
@@ -66,11 +73,18 @@ class TrainingStep(nn.Module):
         encoded = self.compressor(batch.compressor)
         scores_QD = encoded.question_keys_QC @ encoded.document_keys_DC.T * self.compressor.scale()
         matching = self._matching(encoded, batch)
+        report = {}
+        if encoded.question_vectors is not None and encoded.document_vectors_DKV is not None:
+            scores_QD = scores_QD + late_scores(
+                encoded.question_vectors, encoded.document_vectors_DKV, len(scores_QD)
+            )
+            report["late_matching"] = matching_cross_entropy(scores_QD, batch.positives_Q)
         self._aggregate(batch, scores_QD)
         reading = batch.reading
         hidden = read(base, reading, encoded.memories, self.compressor.reconstruction_embedding)
-        answers, retold = hidden[: reading.answers], hidden[reading.answers :]
-        labels = reading.labels_T[: reading.answers]
+        parts = [reading.answers, reading.retold, len(hidden) - reading.answers - reading.retold]
+        answers, retold, asked = hidden.split(parts)
+        labels, retold_labels, asked_labels = reading.labels_T.split(parts)
         if config.alpha > 0:
             with torch.no_grad():
                 plain = read(base, reading, None, self.compressor.reconstruction_embedding)
@@ -78,13 +92,22 @@ class TrainingStep(nn.Module):
             answer = memory_aware_cross_entropy(base.logits(answers), without, labels, config.alpha)
         else:
             answer = answer_cross_entropy(base.logits(answers), labels)
-        loss = answer + config.matching * matching
-        found = (scores_QD.argmax(1) == batch.positives_Q).float().mean()
-        report = {"answer": answer, "matching": matching, "found_in_batch": found}
+        report |= {"answer": answer, "matching": matching}
         if len(retold):
-            labels = reading.labels_T[reading.answers :]
-            report["reconstruction"] = reconstruction_cross_entropy(base.logits(retold), labels)
-            loss = loss + config.reconstruction * report["reconstruction"]
+            logits = base.logits(retold)
+            report["reconstruction"] = reconstruction_cross_entropy(logits, retold_labels)
+        if len(asked):
+            report["asking"] = question_cross_entropy(base.logits(asked), asked_labels)
+        loss = answer
+        for name, weight in (
+            ("matching", config.matching),
+            ("late_matching", config.matching),
+            ("reconstruction", config.reconstruction),
+            ("asking", config.asking),
+        ):
+            if name in report:
+                loss = loss + weight * report[name]
+        report["found_in_batch"] = (scores_QD.argmax(1) == batch.positives_Q).float().mean()
         return {"loss": loss, **{name: value.detach() for name, value in report.items()}}
 
     def _matching(self, encoded: Encoded, batch: TrainingBatch) -> Tensor:
