@@ -17,17 +17,19 @@ from cmt.base_model import BaseModel
 from cmt.errors import InputError
 from cmt.generation import Sampling, collect
 from cmt.matching import Hit
-from cmt.records import Answer, Match, StoredMemory
+from cmt.records import ABSTENTION, Answer, Match, StoredMemory
 from cmt.reranking import combined_scores
+from cmt.selection import Filters
 
 
-class AskOptions(TypedDict, total=False):
+class AskOptions(Filters, total=False):
     """Keywords of `Memory.ask`."""
 
     top_k: int
     rerank: int
     sampling: Sampling
     batch_size: int
+    min_score: float | None
 
 
 class AloneOptions(TypedDict, total=False):
@@ -45,10 +47,20 @@ class Found:
     matches: tuple[Match, ...]
     memories: list[torch.Tensor]
 
+    def fits(self, min_score: float | None) -> bool:
+        """Whether there is a memory to answer from, with a cosine of at least `min_score`."""
+        least = -1.0 if min_score is None else min_score
+        return any(match.score >= least for match in self.matches)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """A batch of questions as the frozen model reads them; `began` starts the answers' clock."""
+    """A batch of questions as the frozen model reads them; `began` starts the answers' clock.
+
+    Attributes:
+        answered: Places of the questions that are read, the others are abstained from; `prefix`
+            is theirs.
+    """
 
     base: BaseModel
     began: float
@@ -58,24 +70,30 @@ class Reading:
     start: int = 0
     prefix: Prefix | None = None
     stop_tokens: Sequence[int] = ()
+    answered: Sequence[int]
+
+    def spread(self, step: Sequence[int | None]) -> list[int | None]:
+        """A step of the questions that are read as one of all of them."""
+        tokens = dict(zip(self.answered, step, strict=True))
+        return [tokens.get(place) for place in range(len(self.questions))]
 
     def answers(self, generated: Sequence[Sequence[int]]) -> list[Answer]:
         """The answers that these token ids are, one sequence a question."""
         seconds = time.perf_counter() - self.began
-        before = self.prefix.tokens if self.prefix is not None else [0] * len(generated)
+        read = self.prefix.tokens if self.prefix is not None else [0] * len(self.answered)
+        memory_tokens = dict(zip(self.answered, read, strict=True))
         return [
             Answer(
                 question=question,
-                text=self.decode(own),
-                matches=matches,
-                prompt_tokens=len(tokens),
-                memory_tokens=memory_tokens,
+                text=self.decode(own) if place in memory_tokens else ABSTENTION,
+                matches=self.matches[place],
+                prompt_tokens=len(self.tokens[place]),
+                memory_tokens=memory_tokens.get(place, 0),
                 generated_tokens=len(own),
                 seconds=seconds,
+                abstained=place not in memory_tokens,
             )
-            for question, tokens, matches, memory_tokens, own in zip(
-                self.questions, self.tokens, self.matches, before, generated, strict=True
-            )
+            for place, (question, own) in enumerate(zip(self.questions, generated, strict=True))
         ]
 
     def collect(self, steps: Iterable[Sequence[int | None]]) -> list[Answer]:
@@ -137,6 +155,7 @@ def without_memory(
         tokens=tokens,
         matches=[()] * len(questions),
         stop_tokens=prompts.line_end(base),
+        answered=range(len(questions)),
     )
 
 

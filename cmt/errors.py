@@ -51,7 +51,13 @@ class FingerprintMismatchError(BankError):
 
 
 class CorruptRecordError(BankError):
-    """A stored record's checksum doesn't match its bytes."""
+    """A stored record's checksum doesn't match its bytes.
+
+    Attributes:
+        memory_id: The memory that can't be used because of it, where it is known.
+    """
+
+    memory_id: int | None = None
 
 
 class EmptyBankError(BankError):

@@ -7,16 +7,50 @@ is held at a time, so any number of documents can be learned in bounded memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any, TypedDict
 
 from cmt.bank import Bank, Outcome
 from cmt.compressor import Compressor
+from cmt.dates import after, checked_span
 from cmt.errors import InputError
 from cmt.memory_records import Progress
-from cmt.records import AddReport, Document, EncodedPiece, Failure
+from cmt.records import AddReport, Document, EncodedPiece, Failure, StoredDocument
+from cmt.selection import check_label, check_tags
 from cmt.splitting import Piece, split
 
 MOST_DOCUMENTS = 256  # in a window, however short they are
+
+
+class AddOptions(TypedDict, total=False):
+    """Keywords of `Memory.add` that change every document.
+
+    Attributes:
+        namespace: In place of the document's own.
+        tags: Beside the document's own.
+        expires_at: ISO 8601, for documents that have none.
+        ttl: The same as a time to live, from now on.
+        supersede: True keeps versions that are replaced as history.
+    """
+
+    namespace: str
+    tags: Sequence[str]
+    expires_at: str
+    ttl: timedelta
+    supersede: bool
+
+
+class DocumentChanges(TypedDict, total=False):
+    """Keywords of `Memory.update`; None clears a date or an expiry."""
+
+    text: str
+    title: str
+    date: str | None
+    source: str
+    metadata: Mapping[str, Any]
+    tags: Sequence[str]
+    expires_at: str | None
 
 
 @dataclass(slots=True)
@@ -87,6 +121,78 @@ def as_items(
             f"expected a Document, a str or an iterable of them, got {type(documents).__name__}"
         )
     return documents
+
+
+def with_options(
+    items: Iterable[Document | str | Failure], options: AddOptions
+) -> Iterable[Document | str | Failure]:
+    """The documents with what `AddOptions` say.
+
+    Raises:
+        InputError: An option that is none, or can't be.
+    """
+    if not options:
+        return items
+    _check_names(options, AddOptions)
+    namespace = options.get("namespace")
+    tags = check_tags(options.get("tags", ()))
+    expires_at = options.get("expires_at")
+    if namespace is not None:
+        check_label(namespace, "namespace")
+    if expires_at is not None:
+        checked_span(expires_at, "expires_at")
+    if "ttl" in options:
+        if expires_at is not None:
+            raise InputError("expected expires_at or ttl, got both")
+        expires_at = after(options["ttl"])
+    supersede = options.get("supersede", False)
+
+    def changed(item: Document | str | Failure) -> Document | str | Failure:
+        if not isinstance(item, Document | str):
+            return item
+        document = Document(text=item) if isinstance(item, str) else item
+        return replace(
+            document,
+            namespace=document.namespace if namespace is None else namespace,
+            tags=_joined(document.tags, tags),
+            expires_at=document.expires_at or expires_at,
+            supersede=document.supersede or supersede,
+        )
+
+    return map(changed, items)
+
+
+def _joined(own: object, more: Sequence[str]) -> Any:
+    """Both together; what are no tags stays as it is, for the bank to say so."""
+    return (*own, *more) if isinstance(own, Sequence) and not isinstance(own, str) else own
+
+
+def changed_document(stored: StoredDocument, changes: DocumentChanges) -> Document:
+    """A stored document with changes, to be added again.
+
+    Raises:
+        InputError: A change of what can't be changed.
+    """
+    _check_names(changes, DocumentChanges)
+    document = Document(
+        text=stored.text,
+        id=stored.id,
+        title=stored.title,
+        date=stored.date,
+        source=stored.source,
+        metadata=stored.metadata,
+        namespace=stored.namespace,
+        tags=stored.tags,
+        expires_at=stored.expires_at,
+    )
+    return replace(document, **changes)
+
+
+def _check_names(given: Mapping[str, Any], expected: type) -> None:
+    names = list(expected.__annotations__)
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise InputError(f"expected keywords out of {', '.join(names)}, got {unknown[0]!r}")
 
 
 def drafts(

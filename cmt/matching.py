@@ -1,6 +1,6 @@
 """Self-matching's search: a question's key against every key of the bank, exactly.
 
-Shape legend: N keys in the bank, Q questions, C key size.
+Shape legend: N keys in the bank, M of them selected, Q questions, C key size.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import torch
 from cmt.bank import Bank, KeyChanges
 from cmt.bank.entries import UNIT_TOLERANCE
 from cmt.errors import EmptyBankError, InputError
+from cmt.selection import FieldColumns, Selection
 
 _KEYS_AT_ONCE = 8192
 _FIRST_ROWS = 1024
+_FEW = 8  # a selection of fewer than one in so many keys is copied out
+_IN_FORCE = Selection(namespace=None)
 
 _logger = logging.getLogger(__name__)
 
@@ -44,6 +47,7 @@ class KeyIndex:
         self._size = 0  # rows in use; those behind are spare
         self._keys_NC = np.empty((0, 0), np.float32)
         self._ids_N = np.empty(0, np.int64)
+        self._columns = FieldColumns()
         self._rows: dict[int, int] = {}  # memory id -> row
 
     def __len__(self) -> int:
@@ -55,7 +59,9 @@ class KeyIndex:
         with self._lock:
             self._refresh()
 
-    def search(self, query_keys: torch.Tensor, top_k: int) -> list[list[Hit]]:
+    def search(
+        self, query_keys: torch.Tensor, top_k: int, selection: Selection | None = None
+    ) -> list[list[Hit]]:
         """The best memories for each question by exact cosine, best first.
 
         Equal scores are ordered by memory id. A question's hits depend on nothing but its key
@@ -63,7 +69,8 @@ class KeyIndex:
 
         Args:
             query_keys: Unit vectors, shape (Q, C).
-            top_k: Most hits a question; fewer where the bank holds fewer memories.
+            top_k: Most hits a question; fewer where fewer memories are selected, maybe none.
+            selection: Whose memories are searched; None: those in force, of any namespace.
 
         Raises:
             EmptyBankError: The bank holds no memory.
@@ -77,11 +84,22 @@ class KeyIndex:
                 raise EmptyBankError("the bank holds no memory yet: add documents first")
             keys_NC, ids_N = self._keys_NC[: self._size], self._ids_N[: self._size]
             queries_QC = _checked_queries(query_keys, keys_NC.shape[1])
-            scores_QN = queries_QC @ keys_NC.T
+            rows = self._columns.selected(selection or _IN_FORCE)
+            if rows is None:
+                scores_QM = queries_QC @ keys_NC.T
+            elif len(rows) * _FEW < self._size:  # quicker copied than scored with all others
+                scores_QM = queries_QC @ keys_NC[rows].T
+            else:
+                scores_QM = (queries_QC @ keys_NC.T)[:, rows]
             return [
-                _best(keys_NC, ids_N, query_C, scores_N, top_k)
-                for query_C, scores_N in zip(queries_QC, scores_QN, strict=True)
+                _best(keys_NC, ids_N, rows, query_C, scores_M, top_k)
+                for query_C, scores_M in zip(queries_QC, scores_QM, strict=True)
             ]
+
+    def leave_out(self, memory_id: int) -> None:
+        """Match a memory no more, because it turned out to be damaged."""
+        with self._lock:
+            self._remove(memory_id)
 
     def _refresh(self) -> None:
         complete = False
@@ -89,6 +107,9 @@ class KeyIndex:
             changes = self._bank.key_changes(self._cursor, limit=_KEYS_AT_ONCE)
             for memory_id in changes.removed_ids:
                 self._remove(memory_id)
+            for memory_id, fields in changes.changed:
+                if memory_id in self._rows:
+                    self._columns.put(self._rows[memory_id], fields)
             self._append(changes)
             self._cursor, complete = changes.cursor, changes.complete
 
@@ -104,10 +125,12 @@ class KeyIndex:
                 memory_id,
             )
         ids, keys = ids[sound], keys[sound]
+        fields = [own for own, fine in zip(changes.added_fields, sound, strict=True) if fine]
         end = self._size + len(ids)
         self._reserve(end, keys.shape[1])
         self._keys_NC[self._size : end] = keys
         self._ids_N[self._size : end] = ids
+        self._columns.append(fields)
         self._rows.update(zip(ids.tolist(), range(self._size, end), strict=True))
         self._size = end
 
@@ -122,6 +145,7 @@ class KeyIndex:
             keys_NC[: self._size] = self._keys_NC[: self._size]
             ids_N[: self._size] = self._ids_N[: self._size]
         self._keys_NC, self._ids_N = keys_NC, ids_N
+        self._columns.reserve(capacity)
 
     def _remove(self, memory_id: int) -> None:
         """Drop a key and move the last one into its row; ids never indexed are ignored."""
@@ -129,6 +153,7 @@ class KeyIndex:
         if row is None:
             return
         self._size -= 1
+        self._columns.remove(row)
         if row != self._size:
             last_id = int(self._ids_N[self._size])
             self._keys_NC[row] = self._keys_NC[self._size]
@@ -152,20 +177,28 @@ def _checked_queries(query_keys: torch.Tensor, key_size: int) -> np.ndarray:
 
 
 def _best(
-    keys_NC: np.ndarray, ids_N: np.ndarray, query_C: np.ndarray, scores_N: np.ndarray, top_k: int
+    keys_NC: np.ndarray,
+    ids_N: np.ndarray,
+    selected_M: np.ndarray | None,
+    query_C: np.ndarray,
+    scores_M: np.ndarray,
+    top_k: int,
 ) -> list[Hit]:
-    """The top_k hits of one question, from its float32 scores.
+    """The top_k hits of one question, from the float32 scores of the rows selected (None: all).
 
     Float32 products differ in the last digits with the batch and with a key's row. So every
     key that rounding could have kept out is scored once more, in float64 and row by row, and
     rounded back: then equal keys have equal scores, wherever they lie.
     """
-    size, key_size = keys_NC.shape
-    rows = np.arange(size)
+    size, key_size = len(scores_M), keys_NC.shape[1]
+    if size == 0:
+        return []
+    near = np.arange(size)
     if top_k < size:
-        kth_best = np.partition(scores_N, size - top_k)[size - top_k]
+        kth_best = np.partition(scores_M, size - top_k)[size - top_k]
         rounding = key_size * np.finfo(np.float32).eps
-        rows = np.flatnonzero(scores_N >= kth_best - rounding)
+        near = np.flatnonzero(scores_M >= kth_best - rounding)
+    rows = near if selected_M is None else selected_M[near]
     exact = np.concatenate(
         [
             (keys_NC[part].astype(np.float64) * query_C).sum(axis=1)

@@ -29,29 +29,40 @@ import torch
 
 from cmt import prompts, weights
 from cmt.aggregation import Prefix, aggregate
-from cmt.answering import (
-    AloneOptions,
-    AskOptions,
-    Found,
-    Reading,
-    batches,
-    best,
-    candidates,
-    without_memory,
-)
+from cmt.answering import AloneOptions, AskOptions, Found, Reading, batches, without_memory
 from cmt.bank import Bank, Counts
 from cmt.bank.connection import check_path
 from cmt.compressor import Compressor
-from cmt.encoding import encode_documents, encode_questions
-from cmt.errors import BankError, FingerprintMismatchError, InputError, UnknownIdError
+from cmt.encoding import encode_documents
+from cmt.errors import FingerprintMismatchError, InputError
+from cmt.finding import Finder
 from cmt.generation import GREEDY, Sampling, stream
-from cmt.learning import Draft, Tally, as_items, drafts, split_for, windows
-from cmt.matching import KeyIndex
+from cmt.learning import (
+    AddOptions,
+    DocumentChanges,
+    Draft,
+    Tally,
+    as_items,
+    changed_document,
+    drafts,
+    split_for,
+    windows,
+    with_options,
+)
 from cmt.memory_records import MemoryStats, Progress
 from cmt.opening import fingerprint, load_compressor
 from cmt.reading import reading_start
-from cmt.records import AddReport, Answer, Document, EncodedPiece, Failure, Match, StoredDocument
-from cmt.reranking import question_log_likelihoods
+from cmt.records import (
+    DEFAULT_NAMESPACE,
+    AddReport,
+    Answer,
+    Document,
+    EncodedPiece,
+    Failure,
+    Match,
+    StoredDocument,
+)
+from cmt.selection import Filters, Selection, select
 from cmt.splitting import Piece
 from cmt.streaming import AnswerStream
 
@@ -60,9 +71,9 @@ Turn = Callable[[], AbstractContextManager[object]]
 
 DEFAULT_TOP_K = 1
 DEFAULT_RERANK = 10
+DEFAULT_MIN_SCORE: float | None = None  # answers in any case
 BATCH_SIZE = 16  # questions answered together
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # compressed in one pass, memory tokens included
-_ATTEMPTS = 8  # searches, while documents found are being deleted
 
 
 class Memory:
@@ -90,8 +101,8 @@ class Memory:
         self.compressor = compressor
         self._base = compressor.base
         self._start = reading_start(compressor.config.max_piece_tokens)
-        self._index = KeyIndex(bank)
         self._model = threading.Lock()  # LoRA is on while compressing, off while reading
+        self._finder = Finder(bank, compressor, self._start, self._model)
 
     @classmethod
     def open(
@@ -146,6 +157,7 @@ class Memory:
         on_progress: Callable[[Progress], None] | None = None,
         batch_tokens: int | None = None,
         turn: Turn = nullcontext,
+        **changes: Unpack[AddOptions],
     ) -> AddReport:
         """Learn documents; what the bank holds already is not compressed again.
 
@@ -153,14 +165,19 @@ class Memory:
         `on_progress` hears of it. One that can't be learned is reported and the rest goes on;
         a `Failure` among them, from `read_path` say, is passed on to the report.
 
+        A document whose id is held with another text replaces that in the same transaction, or,
+        with `supersede`, is matched from now on while the old version stays as history. Where
+        the text is the same, the other fields are taken over and nothing is compressed.
+
         Args:
             documents: One, or any number; a text alone is a document without id.
             on_progress: Called after each batch.
             batch_tokens: Most tokens compressed in one pass, a longer piece aside.
             turn: Entered around each pass, so that a server can let questions go first.
+            changes: `AddOptions`: namespace, tags, expires_at, ttl and supersede for all.
 
         Raises:
-            InputError: `documents` are none, or batch_tokens < 1.
+            InputError: `documents` are none, batch_tokens < 1, or changes that can't be.
             BankError: Full disk, locked, read-only. Batches before this one are kept.
         """
         began = time.perf_counter()
@@ -169,7 +186,8 @@ class Memory:
         if batch_tokens < 1:
             raise InputError(f"expected batch_tokens of at least 1, got {batch_tokens}")
         tally = Tally()
-        items = drafts(as_items(documents), self.bank, self.compressor)
+        given = with_options(as_items(documents), changes)
+        items = drafts(given, self.bank, self.compressor)
         more = self.compressor.config.memory_tokens + 1
         for window, failed in windows(items, more, batch_tokens):
             tally.failed += failed
@@ -180,6 +198,36 @@ class Memory:
             if on_progress is not None:
                 on_progress(tally.progress())
         return tally.report(time.perf_counter() - began)
+
+    def update(
+        self,
+        document_id: str,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        supersede: bool = False,
+        turn: Turn = nullcontext,
+        **changes: Unpack[DocumentChanges],
+    ) -> AddReport:
+        """Change fields of a document; only a new text is compressed.
+
+        Args:
+            document_id: Which one.
+            namespace: Where it is.
+            supersede: Keep the version before a new text as history.
+            turn: As for `add`.
+            changes: `DocumentChanges`, those given: text, title, date, source, metadata, tags,
+                expires_at.
+
+        Raises:
+            UnknownIdError: There is none with this id.
+            InputError: A change that can't be; the document stays as it was.
+            BankError: As `add`.
+        """
+        changed = changed_document(self.get(document_id, namespace=namespace), changes)
+        report = self.add(replace(changed, supersede=supersede), turn=turn)
+        if report.failed:
+            raise InputError(report.failed[0].reason)
+        return report
 
     def _compress(
         self, pieces: Sequence[Piece], batch_tokens: int, turn: Turn
@@ -230,8 +278,13 @@ class Memory:
         rerank: int = DEFAULT_RERANK,
         sampling: Sampling = GREEDY,
         batch_size: int = BATCH_SIZE,
+        min_score: float | None = DEFAULT_MIN_SCORE,
+        **filters: Unpack[Filters],
     ) -> Answer | list[Answer]:
         """Answer from what was learned; greedy answers don't depend on the batch.
+
+        Where the filters select nothing, or nothing selected matches as well as `min_score`,
+        the answer is "I don't know." and says that it is abstained.
 
         Args:
             question: One, or several.
@@ -239,12 +292,15 @@ class Memory:
             rerank: How many are found by key and re-ranked first; up to top_k: none.
             sampling: How tokens are chosen.
             batch_size: Questions answered together.
+            min_score: Least cosine of question and best memory; None answers in any case.
+            filters: `Filters`: namespace, tags, since, until, as_of.
 
         Raises:
             EmptyBankError: Nothing was learned yet.
-            InputError: An empty question, one too long for the model, or a number below 1.
+            InputError: An empty question, one too long for the model, a number below 1, or a
+                filter that is no date, tag or namespace.
         """
-        read = partial(self._read, top_k, rerank, sampling)
+        read = partial(self._read, top_k, rerank, sampling, min_score, select(**filters))
         return self._ask(question, batch_size, sampling, read)
 
     def stream(
@@ -254,12 +310,15 @@ class Memory:
         top_k: int = DEFAULT_TOP_K,
         rerank: int = DEFAULT_RERANK,
         sampling: Sampling = GREEDY,
+        min_score: float | None = DEFAULT_MIN_SCORE,
+        **filters: Unpack[Filters],
     ) -> AnswerStream:
         """Like `ask` of one question, in pieces of text as they are generated.
 
         The memories are found before this returns, so it raises what `ask` does.
         """
-        reading = self._read(top_k, rerank, sampling, prompts.checked([question]))
+        asked = prompts.checked([question])
+        reading = self._read(top_k, rerank, sampling, min_score, select(**filters), asked)
         tokens = (step[0] for step in self._generate(reading, sampling))
         return AnswerStream(
             (token for token in tokens if token is not None),
@@ -276,6 +335,8 @@ class Memory:
         top_k: int = DEFAULT_TOP_K,
         rerank: int = DEFAULT_RERANK,
         sampling: Sampling = GREEDY,
+        min_score: float | None = DEFAULT_MIN_SCORE,
+        **filters: Unpack[Filters],
     ) -> tuple[Reading, Iterator[list[int | None]]]:
         """Like `ask` of one batch, a token of each answer at a time, for several who wait at once.
 
@@ -287,6 +348,8 @@ class Memory:
             top_k: As for `ask`.
             rerank: As for `ask`.
             sampling: As for `ask`.
+            min_score: As for `ask`; an abstained answer has no token, see `Reading.answers`.
+            filters: As for `ask`.
 
         Returns:
             What is read, which decodes tokens too, and the steps: the next token of each answer,
@@ -294,87 +357,52 @@ class Memory:
         """
         asked = prompts.checked(questions)
         if memory:
-            reading = self._read(top_k, rerank, sampling, asked)
+            reading = self._read(top_k, rerank, sampling, min_score, select(**filters), asked)
         else:
             reading = without_memory(self._base, sampling.max_new_tokens, asked, chat=False)
         return reading, self._generate(reading, sampling)
 
     def search(
-        self, question: str, *, top_k: int = DEFAULT_TOP_K, rerank: int = DEFAULT_RERANK
+        self,
+        question: str,
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        rerank: int = DEFAULT_RERANK,
+        **filters: Unpack[Filters],
     ) -> tuple[Match, ...]:
-        """The memories that `ask` would read for a question, best first; raises what it does."""
+        """The memories that `ask` would read for a question, best first; raises what it does.
+
+        None where the filters select nothing.
+        """
+        selection = select(**filters)
         tokens = prompts.plain(self._base, prompts.checked([question]), self._start, 1)
-        return self._match(tokens, top_k, rerank, with_tensors=False)[0].matches
+        (found,) = self._finder.find(tokens, top_k, rerank, selection, with_tensors=False)
+        return found.matches
 
     def _read(
-        self, top_k: int, rerank: int, sampling: Sampling, questions: Sequence[str]
+        self,
+        top_k: int,
+        rerank: int,
+        sampling: Sampling,
+        min_score: float | None,
+        selection: Selection,
+        questions: Sequence[str],
     ) -> Reading:
         """Self-match and aggregate: everything the frozen model is to read."""
         began = time.perf_counter()
         tokens = prompts.plain(self._base, questions, self._start, sampling.max_new_tokens)
-        memories = self._match(tokens, top_k, rerank)
+        found = self._finder.find(tokens, top_k, rerank, selection)
+        fitting = [place for place, own in enumerate(found) if own.fits(min_score)]
         return Reading(
             base=self._base,
             began=began,
             questions=questions,
             tokens=tokens,
-            matches=[own.matches for own in memories],
+            matches=[own.matches for own in found],
             start=self._start,
-            prefix=self._aggregate(memories),
+            prefix=self._aggregate([found[place] for place in fitting]) if fitting else None,
+            answered=fitting,
         )
-
-    def _match(
-        self,
-        questions: Sequence[Sequence[int]],
-        top_k: int,
-        rerank: int,
-        *,
-        with_tensors: bool = True,
-    ) -> list[Found]:
-        """Self-match: the bank's memories whose keys are most like the question's key Θ(q)."""
-        if top_k < 1:
-            raise InputError(f"expected top_k >= 1, got {top_k}")
-        again = rerank > top_k
-        with self._model:
-            keys_QC = encode_questions(self.compressor, questions)
-        found = self._candidates(keys_QC, max(top_k, rerank), with_tensors or again)
-        scale = self.compressor.scale().item()
-        if not again:
-            return [best(own, top_k, scale) for own in found]
-        likelihoods = self._likelihoods(questions, found)
-        pairs = zip(found, likelihoods, strict=True)
-        return [best(own, top_k, scale, likelihoods_C) for own, likelihoods_C in pairs]
-
-    def _candidates(self, keys_QC: torch.Tensor, how_many: int, with_tensors: bool) -> list[Found]:
-        for _ in range(_ATTEMPTS):
-            hits = self._index.search(keys_QC, how_many)
-            ids = [hit.memory_id for own in hits for hit in own]
-            try:
-                sources = iter(self.bank.sources(ids))
-                stored = iter(self.bank.memories(ids) if with_tensors else [])
-            except UnknownIdError:  # deleted since the search
-                continue
-            return [candidates(own, sources, stored) for own in hits]
-        raise BankError(
-            f"expected to read the memories found in {self.bank.path}, but they were deleted "
-            f"meanwhile, {_ATTEMPTS} times in a row: ask again"
-        )
-
-    def _likelihoods(
-        self, questions: Sequence[Sequence[int]], found: Sequence[Found]
-    ) -> torch.Tensor:
-        """Re-rank: log P(q | Mⁱ) by the frozen model, (questions, candidates)."""
-        memories = torch.stack([memory for own in found for memory in own.memories])
-        places = torch.arange(len(memories)).view(len(questions), -1)
-        with self._model:
-            return question_log_likelihoods(
-                self._base,
-                questions,
-                memories,
-                places,
-                self._start,
-                bfloat16_products=self.compressor.bfloat16_products,
-            )
 
     def _aggregate(self, questions: Sequence[Found]) -> Prefix:
         """Aggregate (ψ): each question's memories side by side, weighted by how they match."""
@@ -385,16 +413,17 @@ class Memory:
 
     def _generate(self, reading: Reading, sampling: Sampling) -> Iterator[list[int | None]]:
         """Generate, y = LLM(q; π(M*)): the frozen model's next token of each answer, by steps."""
-        return self._alone(
-            stream(
-                self._base,
-                reading.tokens,
-                reading.prefix,
-                start=reading.start,
-                sampling=sampling,
-                stop_tokens=reading.stop_tokens,
-            )
+        if not reading.answered:
+            return iter(())
+        steps = stream(
+            self._base,
+            [reading.tokens[place] for place in reading.answered],
+            reading.prefix,
+            start=reading.start,
+            sampling=sampling,
+            stop_tokens=reading.stop_tokens,
         )
+        return map(reading.spread, self._alone(steps))
 
     @overload
     def ask_without_memory(  # type: ignore[overload-overlap] # a str is a Sequence[str] too
@@ -450,17 +479,39 @@ class Memory:
 
     # What is in the bank.
 
-    def forget(self, document_id: str) -> bool:
-        """Delete a document and its memories; False when there is none with this id."""
-        return self.bank.delete(document_id)
+    def forget(self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> bool:
+        """Delete a document, its history and memories; False when there is none with this id."""
+        return self.bank.delete(document_id, namespace=namespace)
 
-    def get(self, document_id: str) -> StoredDocument:
+    def purge(self, *, history: bool = False) -> list[str]:
+        """Delete what has expired, with `history` superseded versions too; gives their ids."""
+        return self.bank.purge(history=history)
+
+    def get(self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> StoredDocument:
         """The document with this id; `UnknownIdError` when there is none."""
-        return self.bank.get(document_id)
+        return self.bank.get(document_id, namespace=namespace)
 
-    def documents(self, *, limit: int | None = None, offset: int = 0) -> Iterator[StoredDocument]:
-        """The documents in the order they were added, skipping `offset`, at most `limit`."""
-        return self.bank.documents(limit=limit, offset=offset)
+    def history(
+        self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE
+    ) -> list[StoredDocument]:
+        """Its versions, oldest first, the one in force last; `UnknownIdError` without any."""
+        return self.bank.history(document_id, namespace=namespace)
+
+    def documents(
+        self, *, limit: int | None = None, offset: int = 0, **filters: Unpack[Filters]
+    ) -> Iterator[StoredDocument]:
+        """The documents in the order they were added, skipping `offset`, at most `limit`.
+
+        Args:
+            limit: Most documents; None: all.
+            offset: So many are passed over first.
+            filters: `Filters`; without any, all documents in force, of every namespace.
+
+        Raises:
+            InputError: A negative number, or a filter that can't be.
+        """
+        selection = select(**filters) if filters else None
+        return self.bank.documents(limit=limit, offset=offset, selection=selection)
 
     def count(self) -> Counts:
         """How many documents and memories there are."""

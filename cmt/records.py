@@ -5,12 +5,15 @@ Shape legend: L layers, G key/value heads, K memory tokens, E head size, C key s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+DEFAULT_NAMESPACE = "default"
+ABSTENTION = "I don't know."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +22,15 @@ class Document:
 
     Attributes:
         text: What is learned. Must hold at least one non-space character.
-        id: The caller's name for it, unique in a bank; None derives one from the text.
+        id: The caller's name for it, unique in a namespace; None derives one from the text.
         title: Shown with answers; not learned.
-        date: ISO 8601 date or date-time, or None.
+        date: ISO 8601 date or date-time from which on it holds, or None: when it is added.
         source: Where it came from (a path, a URL); shown with answers.
         metadata: Any JSON-serialisable mapping, stored and returned unchanged.
+        namespace: The collection it belongs to; a bank holds any number of them.
+        tags: Labels to filter by; kept sorted, each once.
+        expires_at: ISO 8601 date or date-time from which on it is not matched any more, or None.
+        supersede: Where another text is held under the id, keep that as history.
     """
 
     text: str
@@ -32,6 +39,10 @@ class Document:
     date: str | None = None
     source: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    namespace: str = DEFAULT_NAMESPACE
+    tags: Sequence[str] = ()
+    expires_at: str | None = None
+    supersede: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +76,11 @@ class EncodedPiece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDocument:
-    """A document as the bank holds it; `added_at` is ISO 8601 UTC, `memories` counts its pieces."""
+    """A document as the bank holds it; `added_at` is ISO 8601 UTC, `memories` counts its pieces.
+
+    Attributes:
+        superseded_at: From when on a later version holds; None for the version in force.
+    """
 
     id: str
     text: str
@@ -76,6 +91,10 @@ class StoredDocument:
     added_at: str
     memories: int
     memory_bytes: int
+    namespace: str = DEFAULT_NAMESPACE
+    tags: tuple[str, ...] = ()
+    expires_at: str | None = None
+    superseded_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +132,7 @@ class Match:
     weight: float
     excerpt: str
     log_likelihood: float | None = None
+    namespace: str = DEFAULT_NAMESPACE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +140,13 @@ class Answer:
     """An answer with its sources and what it cost.
 
     Attributes:
+        text: What the frozen model says; `ABSTENTION` when abstained.
         matches: Best first; empty when the frozen model answered without memory.
         prompt_tokens: Tokens of text the frozen model read (question and template).
         memory_tokens: Memory positions put before them.
         generated_tokens: Tokens generated, the end token not counted.
         seconds: Wall-clock time of the batch the question was in, matching included.
+        abstained: Nothing was read and generated, because no memory fitted the question.
     """
 
     question: str
@@ -134,6 +156,7 @@ class Answer:
     memory_tokens: int
     generated_tokens: int
     seconds: float
+    abstained: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from cmt.bank.rows import SELECT_DOCUMENT, SELECT_MEMORY, document_damage, memor
 # Each list is read from the table and from an index, which lie on different pages of the
 # file: where one is damaged the other still names the records.
 _DOCUMENTS = (
-    "SELECT number, id FROM documents INDEXED BY sqlite_autoindex_documents_1",
+    "SELECT number, id FROM documents INDEXED BY documents_by_id",
     "SELECT number, id FROM documents NOT INDEXED",
 )
 _MEMORIES = (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from cmt.bank.migrations import APPLICATION_ID, MIGRATIONS, migrate, schema_version
+from cmt.dates import ends, known_from
 from cmt.errors import BankError, FingerprintMismatchError
 from cmt.records import Fingerprint
 
@@ -41,6 +42,8 @@ class Connection:
             self._sqlite.text_factory = lambda raw: raw.decode("utf-8", "replace")
             for pragma in ("foreign_keys = ON", "synchronous = FULL", "secure_delete = ON"):
                 self._sqlite.execute(f"PRAGMA {pragma}")
+            self._sqlite.create_function("known_from", 2, known_from, deterministic=True)
+            self._sqlite.create_function("ends", 1, ends, deterministic=True)
         except sqlite3.Error as error:
             raise self.explain(error) from error
 
@@ -103,14 +106,24 @@ class Connection:
             self._use_wal(sqlite)
             is_old = schema_version(sqlite) < len(MIGRATIONS)
         if is_new or is_old:
-            with self.writing() as sqlite:
+            with self._without_foreign_keys(), self.writing() as sqlite:
                 migrate(sqlite)
                 if creator is not None:
                     sqlite.execute(
-                        "INSERT INTO bank SELECT ?, ?, 0, NULL "
-                        "WHERE NOT EXISTS (SELECT * FROM bank)",
+                        "INSERT INTO bank (base_model, compressor, last_change, layout) "
+                        "SELECT ?, ?, 0, NULL WHERE NOT EXISTS (SELECT * FROM bank)",
                         (creator.base_model, creator.compressor),
                     )
+
+    @contextmanager
+    def _without_foreign_keys(self) -> Iterator[None]:
+        """Tables may be rebuilt without their dependants going too; no effect in a transaction."""
+        with self.exclusive() as sqlite:
+            sqlite.execute("PRAGMA foreign_keys = OFF")
+            try:
+                yield
+            finally:
+                sqlite.execute("PRAGMA foreign_keys = ON")
 
     def recognise(self) -> None:
         """What `prepare` makes sure of, for a bank that must not be written: change nothing."""

@@ -12,8 +12,10 @@ import torch
 
 from cmt.bank.rows import memory_checksum
 from cmt.bank.tensor_bytes import dtype_name, tensor_to_bytes, text_hash
+from cmt.dates import checked_span
 from cmt.errors import DocumentError, InputError
 from cmt.records import Document, EncodedPiece
+from cmt.selection import check_label, check_tags
 
 UNIT_TOLERANCE = 0.01  # how far a key's length may be from 1
 
@@ -55,13 +57,17 @@ class MemoryEntry:
 
 @dataclass(frozen=True, slots=True)
 class DocumentEntry:
-    """A document as the bank writes it; `metadata` is JSON."""
+    """A document as the bank writes it; `metadata` and `tags` are JSON."""
 
     id: str | None
     title: str
     date: str | None
     source: str
     metadata: str
+    namespace: str
+    tags: str
+    expires_at: str | None
+    supersede: bool
     content_hash: str
     text: str
     memories: tuple[MemoryEntry, ...] = ()
@@ -79,6 +85,7 @@ def document_entry(document: Document, pieces: Sequence[EncodedPiece] = ()) -> D
         InputError: Something in it can't be stored; says what, and of which document.
     """
     _check_text_fields(document)
+    _check_life(document)
     content_hash = text_hash(document.text)
     return DocumentEntry(
         id=document.id,
@@ -86,6 +93,10 @@ def document_entry(document: Document, pieces: Sequence[EncodedPiece] = ()) -> D
         date=document.date,
         source=document.source,
         metadata=_metadata_json(document),
+        namespace=document.namespace,
+        tags=json.dumps(list(check_tags(document.tags)), ensure_ascii=False),
+        expires_at=document.expires_at,
+        supersede=document.supersede,
         content_hash=content_hash,
         text=document.text,
         memories=tuple(_memory_entry(document, piece, content_hash) for piece in pieces),
@@ -110,6 +121,17 @@ def _check_text_fields(document: Document) -> None:
             raise DocumentError(f"{name}: {field} is not valid Unicode ({error})") from error
         if field in ("text", "id") and not value.strip():
             raise DocumentError(f"{name}: expected {field} to hold more than spaces, got {value!r}")
+
+
+def _check_life(document: Document) -> None:
+    """Namespace, tags and expiry."""
+    try:
+        check_label(document.namespace, "namespace")
+        check_tags(document.tags)
+        if document.expires_at is not None:
+            checked_span(document.expires_at, "expires_at")
+    except InputError as error:
+        raise DocumentError(f"{_name(document.id, document.text)}: {error}") from error
 
 
 def _metadata_json(document: Document) -> str:

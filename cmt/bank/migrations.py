@@ -68,7 +68,46 @@ _FIRST = (
     """,
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+# Namespaces, tags, expiry and history: an id is unique among the versions in force of a namespace.
+# SQLite can't drop a UNIQUE from a table, so documents move to a new one; `migrate` is called
+# with foreign keys off, lest dropping the old one takes the memories along.
+# `touched` is the change that last altered a document's fields, in the sequence of `last_change`.
+_LIFE_CYCLE = (
+    """
+    CREATE TABLE moved_documents (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL,
+        namespace TEXT NOT NULL DEFAULT 'default',
+        title TEXT NOT NULL,
+        date TEXT,
+        source TEXT NOT NULL,
+        metadata TEXT NOT NULL,
+        tags TEXT NOT NULL DEFAULT '[]',
+        added_at TEXT NOT NULL,
+        expires_at TEXT,
+        superseded_at TEXT,
+        touched INTEGER NOT NULL DEFAULT 0,
+        content_hash TEXT NOT NULL,
+        checksum BLOB NOT NULL,
+        text TEXT NOT NULL
+    )
+    """,
+    """
+    INSERT INTO moved_documents
+        (number, id, title, date, source, metadata, added_at, content_hash, checksum, text)
+    SELECT number, id, title, date, source, metadata, added_at, content_hash, checksum, text
+    FROM documents ORDER BY number
+    """,
+    "DROP TABLE documents",
+    "ALTER TABLE moved_documents RENAME TO documents",
+    "CREATE INDEX documents_by_id ON documents (id, namespace)",
+    "CREATE UNIQUE INDEX documents_in_force ON documents (id, namespace) "
+    "WHERE superseded_at IS NULL",
+    "CREATE INDEX documents_by_content ON documents (content_hash)",
+    "CREATE INDEX documents_by_change ON documents (touched)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _LIFE_CYCLE)
 
 
 def schema_version(connection: sqlite3.Connection) -> int:
@@ -77,7 +116,7 @@ def schema_version(connection: sqlite3.Connection) -> int:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Take the steps the file lacks; call it inside a write transaction."""
+    """Take the steps the file lacks; call it inside a write transaction, foreign keys off."""
     for step in MIGRATIONS[schema_version(connection) :]:
         for statement in step:
             connection.execute(statement)

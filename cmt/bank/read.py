@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Sequence
-
-import numpy as np
+from typing import Any
 
 from cmt.bank.connection import is_damage
-from cmt.bank.records import KeyChanges, MemorySource
+from cmt.bank.records import MemorySource
 from cmt.bank.rows import (
     SELECT_DOCUMENT,
     SELECT_MEMORY,
@@ -17,33 +17,49 @@ from cmt.bank.rows import (
     stored_document,
     stored_memory,
 )
-from cmt.errors import InputError, UnknownIdError
-from cmt.records import StoredDocument, StoredMemory
+from cmt.errors import CorruptRecordError, UnknownIdError
+from cmt.records import DEFAULT_NAMESPACE, StoredDocument, StoredMemory
+from cmt.selection import FOREVER, Selection
 
-_KEYS_AT_ONCE = 1024
 _LARGEST_ID = 2**63 - 1  # SQLite's integers
 
 
-def find_number(sqlite: sqlite3.Connection, document_id: str) -> int | None:
-    """The number of the document with this id, None when there is none."""
+def find_numbers(sqlite: sqlite3.Connection, document_id: str, namespace: str) -> list[int]:
+    """The numbers of the versions of a document, the one in force, if there is one, last."""
     try:
-        document_id.encode()
+        f"{document_id}{namespace}".encode()
     except UnicodeEncodeError:  # SQLite can't hold it, so no document has it
-        return None
-    row = sqlite.execute("SELECT number FROM documents WHERE id = ?", (document_id,)).fetchone()
-    return None if row is None else int(row[0])
+        return []
+    rows = sqlite.execute(
+        "SELECT number FROM documents WHERE id = ? AND namespace = ? "
+        "ORDER BY superseded_at IS NULL, number",
+        (document_id, namespace),
+    )
+    return [number for (number,) in rows.fetchall()]
 
 
-def read_document(sqlite: sqlite3.Connection, document_id: str) -> StoredDocument:
-    """The document with this id.
+def read_versions(
+    sqlite: sqlite3.Connection, document_id: str, namespace: str
+) -> list[StoredDocument]:
+    """Every version of the document with this id, the one in force last.
 
     Raises:
         UnknownIdError: There is none.
-        CorruptRecordError: It is not as it was written.
+        CorruptRecordError: One is not as it was written.
     """
-    number = find_number(sqlite, document_id)
-    if number is None:
-        raise UnknownIdError(f"no document with id {document_id!r} is in the bank")
+    numbers = find_numbers(sqlite, document_id, namespace)
+    if not numbers:
+        where = "" if namespace == DEFAULT_NAMESPACE else f" in namespace {namespace!r}"
+        raise UnknownIdError(f"no document with id {document_id!r} is in the bank{where}")
+    return [_version(sqlite, document_id, number) for number in numbers]
+
+
+def read_document(sqlite: sqlite3.Connection, document_id: str, namespace: str) -> StoredDocument:
+    """The document with this id; raises as `read_versions`."""
+    return read_versions(sqlite, document_id, namespace)[-1]
+
+
+def _version(sqlite: sqlite3.Connection, document_id: str, number: int) -> StoredDocument:
     row = _row(sqlite, f"{SELECT_DOCUMENT} WHERE number = ?", number, document_id, None)
     if row is None:
         raise corrupt(document_id, None, "its record is gone")
@@ -78,12 +94,12 @@ def _row(
         if not is_damage(error):
             raise
         if memory_id is not None:
-            document_id = _owner(sqlite, memory_id)
+            document_id = owner(sqlite, memory_id)
         raise corrupt(document_id, memory_id, f"it can't be read ({error})") from error
     return row
 
 
-def _owner(sqlite: sqlite3.Connection, memory_id: int) -> str | None:
+def owner(sqlite: sqlite3.Connection, memory_id: int) -> str | None:
     """The id of the document of a memory whose tensor is unreadable, if that can be told."""
     query = "SELECT id FROM documents, memories WHERE number = document AND memory_id = ?"
     try:
@@ -111,10 +127,7 @@ def read_sources(sqlite: sqlite3.Connection, memory_ids: Sequence[int]) -> list[
             raise _no_memory(memory_id)
         number, start, end = place
         if number not in documents:
-            row = sqlite.execute(f"{SELECT_DOCUMENT} WHERE number = ?", (number,)).fetchone()
-            if row is None:
-                raise corrupt(None, memory_id, "its document is gone")
-            documents[number] = stored_document(row)
+            documents[number] = _document_of(sqlite, memory_id, number)
         document = documents[number]
         sources.append(
             MemorySource(
@@ -126,51 +139,63 @@ def read_sources(sqlite: sqlite3.Connection, memory_ids: Sequence[int]) -> list[
                 start=start,
                 end=end,
                 excerpt=document.text[start:end],
+                namespace=document.namespace,
             )
         )
     return sources
 
 
+def _document_of(sqlite: sqlite3.Connection, memory_id: int, number: int) -> StoredDocument:
+    row = _row(sqlite, f"{SELECT_DOCUMENT} WHERE number = ?", number, None, memory_id)
+    if row is None:
+        raise corrupt(None, memory_id, "its document is gone")
+    try:
+        return stored_document(row)
+    except CorruptRecordError as error:
+        error.memory_id = memory_id
+        raise
+
+
 def read_document_rows(
-    sqlite: sqlite3.Connection, after: int, how_many: int, offset: int
+    sqlite: sqlite3.Connection, selection: Selection | None, after: int, how_many: int, offset: int
 ) -> list[Row]:
-    """Rows of `SELECT_DOCUMENT` in insertion order, the document's number last."""
-    query = f"{SELECT_DOCUMENT} WHERE number > ? ORDER BY number LIMIT ? OFFSET ?"
-    return sqlite.execute(query, (after, how_many, min(offset, _LARGEST_ID))).fetchall()
+    """Rows of `SELECT_DOCUMENT` in insertion order, the document's number last.
+
+    Without a selection: every version in force, expired or not.
+    """
+    condition, values = _condition(selection)
+    query = f"{SELECT_DOCUMENT} WHERE {condition} AND number > ? ORDER BY number LIMIT ? OFFSET ?"
+    rows = (*values, after, how_many, min(offset, _LARGEST_ID))
+    return sqlite.execute(query, rows).fetchall()
 
 
-def read_key_changes(sqlite: sqlite3.Connection, cursor: int, limit: int | None) -> KeyChanges:
-    """What became of the keys since the cursor; see `Bank.key_changes`."""
-    last = int(sqlite.execute("SELECT last_change FROM bank").fetchone()[0])
-    if not 0 <= cursor <= last:
-        raise InputError(f"expected a cursor of this bank, from 0 to {last}, got {cursor}")
-    ids: list[int] = []
-    keys: list[np.ndarray] = []
-    rows = sqlite.execute(
-        "SELECT memory_id, key FROM memories WHERE memory_id > ? ORDER BY memory_id LIMIT ?",
-        (cursor, -1 if limit is None else limit),
-    )
-    while cursor < last and (batch := rows.fetchmany(_KEYS_AT_ONCE)):
-        size = keys[0].shape[1] if keys else len(batch[0][1]) // 4
-        for memory_id, key in batch:
-            if not isinstance(key, bytes) or len(key) != 4 * size:
-                raise corrupt(_owner(sqlite, memory_id), memory_id, "its key is cut or gone")
-        ids.extend(memory_id for memory_id, _ in batch)
-        raw = b"".join(key for _, key in batch)
-        keys.append(np.frombuffer(raw, dtype=np.float32).reshape(len(batch), size))
-    complete = limit is None or len(ids) < limit
-    upto = last if complete else ids[-1]
-    removed = sqlite.execute(
-        "SELECT memory_id FROM removals WHERE change > ? AND change <= ? ORDER BY change",
-        (cursor, upto if cursor > 0 else 0),  # from the start, nothing was known to be removed
-    ).fetchall()
-    return KeyChanges(
-        cursor=upto,
-        added_ids=ids,
-        added_keys=np.concatenate(keys) if keys else np.empty((0, 0), np.float32),
-        removed_ids=[memory_id for (memory_id,) in removed],
-        complete=complete,
-    )
+def _condition(selection: Selection | None) -> tuple[str, list[Any]]:
+    """`Selection.takes` in SQL; `known_from` and `ends` are functions of the connection."""
+    if selection is None:
+        return "superseded_at IS NULL", []
+    parts: list[str] = []
+    values: list[Any] = []
+    if selection.namespace is not None:
+        parts.append("namespace = ?")
+        values.append(selection.namespace)
+    for tag in selection.tags:
+        parts.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
+        values.append(tag)
+    if selection.since > -FOREVER:
+        parts.append("known_from(date, added_at) >= ?")
+        values.append(selection.since)
+    if selection.until < FOREVER:
+        parts.append("known_from(date, added_at) <= ?")
+        values.append(selection.until)
+    if selection.at is None:
+        parts.append("superseded_at IS NULL AND (expires_at IS NULL OR ends(expires_at) > ?)")
+        values.append(time.time())
+    else:
+        parts.append("known_from(date, added_at) <= ?")
+        parts.append("(superseded_at IS NULL OR ends(superseded_at) > ?)")
+        parts.append("(expires_at IS NULL OR ends(expires_at) > ?)")
+        values += [selection.at] * 3
+    return " AND ".join(parts), values
 
 
 def _check_id(memory_id: int) -> None:

@@ -7,6 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from cmt.records import DEFAULT_NAMESPACE
+from cmt.selection import Fields
+
 Status = Literal["added", "updated", "unchanged"]
 Standing = Literal["new", "unchanged", "changed"]
 
@@ -21,7 +24,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How much a bank holds."""
+    """How much a bank holds: documents in force, and memories, superseded versions' too."""
 
     documents: int
     memories: int
@@ -35,6 +38,9 @@ class Stats:
         memory_bytes, key_bytes: Bytes of memory tensors and of key vectors.
         text_bytes: Bytes of the documents' texts in UTF-8.
         file_bytes: Size on disk of the bank's file and its write-ahead log.
+        superseded: Versions kept as history; `documents` doesn't count them, the bytes do.
+        expired: Documents in force but for their expiry, `Bank.purge` deletes them.
+        namespaces: The collections that documents in force belong to, sorted.
     """
 
     documents: int
@@ -43,6 +49,9 @@ class Stats:
     key_bytes: int
     text_bytes: int
     file_bytes: int
+    superseded: int = 0
+    expired: int = 0
+    namespaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +62,8 @@ class KeyChanges:
         cursor: Pass it to the next `Bank.key_changes`.
         added_ids: Memory ids, n of them, ascending.
         added_keys: Their keys, float32, shape (n, C); (0, 0) when n is 0.
+        added_fields: What each of them is selected by.
+        changed: Memory ids whose document's fields may have changed, with those fields.
         removed_ids: Memory ids that are gone; some may never have been reported as added.
         complete: False when a limit cut the added ones short: ask again from `cursor`.
     """
@@ -60,6 +71,8 @@ class KeyChanges:
     cursor: int
     added_ids: list[int]
     added_keys: np.ndarray
+    added_fields: list[Fields]
+    changed: list[tuple[int, Fields]]
     removed_ids: list[int]
     complete: bool
 
@@ -76,6 +89,7 @@ class MemorySource:
     start: int
     end: int
     excerpt: str
+    namespace: str = DEFAULT_NAMESPACE
 
 
 @dataclass(frozen=True, slots=True)

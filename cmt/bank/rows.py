@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from cmt.bank.tensor_bytes import checksum, tensor_from_bytes, text_hash
 from cmt.errors import CorruptRecordError
-from cmt.records import StoredDocument, StoredMemory
+from cmt.records import DEFAULT_NAMESPACE, StoredDocument, StoredMemory
 
 Row = tuple[Any, ...]
 
 SELECT_DOCUMENT = """
-SELECT id, title, date, source, metadata, added_at, content_hash, checksum, text,
+SELECT id, title, date, source, metadata, added_at, namespace, tags, expires_at, superseded_at,
+    content_hash, checksum, text,
     (SELECT count(*) FROM memories WHERE document = number),
     (SELECT coalesce(sum(memory_bytes), 0) FROM memories WHERE document = number),
     number
@@ -29,12 +31,18 @@ WHERE memory_id = ?
 """
 
 
-def document_checksum(*fields: str | None) -> bytes:
-    """Guards id, title, date, source, metadata, added_at and content hash, in this order.
+_LATER_DEFAULTS = (DEFAULT_NAMESPACE, "[]", None, None)
 
-    The text is guarded by the content hash.
+
+def document_checksum(fields: Sequence[str | None], content_hash: str) -> bytes:
+    """Guards the content hash, which guards the text, and the fields of `SELECT_DOCUMENT`.
+
+    That is id, title, date, source, metadata, added_at, and then those that schema 2 added:
+    namespace, tags, expires_at, superseded_at. These count only where one is not at its default,
+    so that the checksums of schema 1 still hold.
     """
-    return checksum(fields)
+    first, later = tuple(fields[:6]), tuple(fields[6:])
+    return checksum((*first, content_hash, *(later if later != _LATER_DEFAULTS else ())))
 
 
 def memory_checksum(
@@ -46,8 +54,8 @@ def memory_checksum(
 
 def document_damage(row: Row) -> str | None:
     """What is wrong with a row of `SELECT_DOCUMENT`, None when it is as it was written."""
-    *fields, content_hash, stored, text = row[:9]
-    if document_checksum(*fields, content_hash) != stored:
+    *fields, content_hash, stored, text = row[:13]
+    if document_checksum(fields, content_hash) != stored:
         return "its fields don't match their checksum"
     if not isinstance(text, str) or text_hash(text) != content_hash:
         return "its text doesn't match its checksum"
@@ -70,9 +78,13 @@ def stored_document(row: Row) -> StoredDocument:
         source=row[3],
         metadata=json.loads(row[4]),
         added_at=row[5],
-        text=row[8],
-        memories=row[9],
-        memory_bytes=row[10],
+        namespace=row[6],
+        tags=tuple(json.loads(row[7])),
+        expires_at=row[8],
+        superseded_at=row[9],
+        text=row[12],
+        memories=row[13],
+        memory_bytes=row[14],
     )
 
 
@@ -112,6 +124,8 @@ def corrupt(document_id: str | None, memory_id: int | None, reason: str) -> Corr
     name = "an unknown document" if document_id is None else f"document {document_id!r}"
     if memory_id is not None:
         name += f", memory {memory_id}"
-    return CorruptRecordError(
+    error = CorruptRecordError(
         f"{name}: {reason}; delete the document and add it again, or restore a copy of the bank"
     )
+    error.memory_id = memory_id
+    return error

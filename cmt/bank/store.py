@@ -8,11 +8,12 @@ share a `Bank`; a forked child must open its own.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from cmt.bank import check, read, write
+from cmt.bank import check, keys, read, write
 from cmt.bank.connection import Connection, Mode, check_path
 from cmt.bank.entries import document_entry
 from cmt.bank.records import (
@@ -26,7 +27,15 @@ from cmt.bank.records import (
 )
 from cmt.bank.rows import stored_document
 from cmt.errors import BankError, InputError
-from cmt.records import Document, EncodedPiece, Fingerprint, StoredDocument, StoredMemory
+from cmt.records import (
+    DEFAULT_NAMESPACE,
+    Document,
+    EncodedPiece,
+    Fingerprint,
+    StoredDocument,
+    StoredMemory,
+)
+from cmt.selection import Selection
 
 _BUSY_SECONDS = 30.0
 _DOCUMENTS_AT_ONCE = 256
@@ -113,12 +122,14 @@ class Bank:
 
         - with an id it doesn't hold: "added";
         - with an id it holds with another text: the new text and memories replace the old
-          in the same transaction, "updated";
+          in the same transaction, "updated"; with `supersede` the old version stays as history;
         - with an id it holds with the same text: the memories stay and pieces are not needed;
-          title, date, source and metadata are taken over where they differ, "unchanged";
+          the other fields are taken over where they differ, "unchanged";
         - without id, with a text it doesn't hold: "added" under an id derived from the text;
         - without id, with a text it holds: nothing is written, "unchanged"; `Outcome.id` is
-          the id it is held under.
+          the id it is held under. (If it had expired, its fields are taken over.)
+
+        What it holds is what is in force in the document's namespace.
 
         Returns:
             One outcome for each entry, in order.
@@ -145,28 +156,63 @@ class Bank:
             known = write.find(sqlite, entry)
         if known is None:
             return "new"
-        return "unchanged" if known[2] == entry.content_hash else "changed"
+        return "unchanged" if known.content_hash == entry.content_hash else "changed"
 
-    def get(self, document_id: str) -> StoredDocument:
-        """The document with this id.
+    def get(self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> StoredDocument:
+        """The document with this id, its version in force.
 
         Raises:
             UnknownIdError: There is none.
             CorruptRecordError: It is not as it was written.
         """
         with self._reader.reading() as sqlite:
-            return read.read_document(sqlite, document_id)
+            return read.read_document(sqlite, document_id, namespace)
 
-    def delete(self, document_id: str) -> bool:
-        """Forget a document and its memories; False when there is none with this id.
+    def history(
+        self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE
+    ) -> list[StoredDocument]:
+        """Every version of the document with this id, oldest first, the one in force last.
+
+        Raises:
+            UnknownIdError: There is none.
+            CorruptRecordError: One is not as it was written.
+        """
+        with self._reader.reading() as sqlite:
+            return read.read_versions(sqlite, document_id, namespace)
+
+    def delete(self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> bool:
+        """Forget a document, its history and memories; False when there is none with this id.
 
         The bytes are overwritten in the file; copies in its log are gone after `vacuum`.
         """
         with self._writable().writing() as sqlite:
-            return write.remove(sqlite, document_id)
+            return write.remove(sqlite, document_id, namespace)
 
-    def documents(self, *, limit: int | None = None, offset: int = 0) -> Iterator[StoredDocument]:
+    def purge(self, *, history: bool = False) -> list[str]:
+        """Forget what has expired, and with `history` superseded versions too; gives their ids."""
+        with self._writable().writing() as sqlite:
+            rows = sqlite.execute(
+                "SELECT number, id FROM documents "
+                "WHERE ends(expires_at) <= ? OR (? AND superseded_at IS NOT NULL) ORDER BY number",
+                (time.time(), history),
+            ).fetchall()
+            for number, _ in rows:
+                write.remove_version(sqlite, number)
+        return [document_id for _, document_id in rows]
+
+    def documents(
+        self,
+        *,
+        limit: int | None = None,
+        offset: int = 0,
+        selection: Selection | None = None,
+    ) -> Iterator[StoredDocument]:
         """The documents in the order they were added, skipping `offset`, at most `limit`.
+
+        Args:
+            limit: Most documents; None: all.
+            offset: So many are passed over first.
+            selection: Which ones; None: all in force, expired ones included.
 
         Raises:
             InputError: A negative limit or offset.
@@ -174,14 +220,16 @@ class Bank:
         """
         if offset < 0 or (limit is not None and limit < 0):
             raise InputError(f"expected limit and offset >= 0, got {limit} and {offset}")
-        return self._documents(limit, offset)
+        return self._documents(limit, offset, selection)
 
-    def _documents(self, limit: int | None, offset: int) -> Iterator[StoredDocument]:
+    def _documents(
+        self, limit: int | None, offset: int, selection: Selection | None
+    ) -> Iterator[StoredDocument]:
         after, left = 0, limit
         while left is None or left > 0:
             how_many = _DOCUMENTS_AT_ONCE if left is None else min(left, _DOCUMENTS_AT_ONCE)
             with self._reader.reading() as sqlite:
-                rows = read.read_document_rows(sqlite, after, how_many, offset)
+                rows = read.read_document_rows(sqlite, selection, after, how_many, offset)
             if not rows:
                 return
             yield from map(stored_document, rows)
@@ -189,36 +237,49 @@ class Bank:
             left = None if left is None else left - len(rows)
 
     def count(self) -> Counts:
-        """How many documents and memories the bank holds."""
+        """How many documents in force and memories the bank holds."""
         with self._reader.reading() as sqlite:
             return Counts(
                 *sqlite.execute(
-                    "SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM memories)"
+                    "SELECT (SELECT count(*) FROM documents WHERE superseded_at IS NULL), "
+                    "(SELECT count(*) FROM memories)"
                 ).fetchone()
             )
 
     def stats(self) -> Stats:
         """How much the bank holds and how large it is; reads every text, not the tensors."""
         with self._reader.reading() as sqlite:
-            documents, text_bytes = sqlite.execute(
-                "SELECT count(*), coalesce(sum(length(CAST(text AS BLOB))), 0) FROM documents"
+            versions, superseded, text_bytes = sqlite.execute(
+                "SELECT count(*), count(superseded_at), "
+                "coalesce(sum(length(CAST(text AS BLOB))), 0) FROM documents"
             ).fetchone()
+            (expired,) = sqlite.execute(
+                "SELECT count(*) FROM documents "
+                "WHERE superseded_at IS NULL AND ends(expires_at) <= ?",
+                (time.time(),),
+            ).fetchone()
+            namespaces = sqlite.execute(
+                "SELECT DISTINCT namespace FROM documents WHERE superseded_at IS NULL ORDER BY 1"
+            ).fetchall()
             memories, memory_bytes, key_bytes = sqlite.execute(
                 "SELECT count(*), coalesce(sum(memory_bytes), 0), coalesce(sum(length(key)), 0) "
                 "FROM memories"
             ).fetchone()
         files = [self.path, self.path.with_name(f"{self.path.name}-wal")]
         return Stats(
-            documents=documents,
+            documents=versions - superseded,
             memories=memories,
             memory_bytes=memory_bytes,
             key_bytes=key_bytes,
             text_bytes=text_bytes,
             file_bytes=sum(file.stat().st_size for file in files if file.exists()),
+            superseded=superseded,
+            expired=expired,
+            namespaces=tuple(namespace for (namespace,) in namespaces),
         )
 
     def key_changes(self, cursor: int, *, limit: int | None = None) -> KeyChanges:
-        """The keys added and removed since a cursor, by this process or any other.
+        """The keys added, removed and changed since a cursor, by this process or any other.
 
         Args:
             cursor: 0 for everything, else the cursor of an earlier `KeyChanges`.
@@ -230,7 +291,7 @@ class Bank:
         if limit is not None and limit < 1:
             raise InputError(f"expected limit >= 1, got {limit}")
         with self._reader.reading() as sqlite:
-            return read.read_key_changes(sqlite, cursor, limit)
+            return keys.read_key_changes(sqlite, cursor, limit)
 
     def memories(self, memory_ids: Sequence[int]) -> list[StoredMemory]:
         """The memories with these ids in this order, checksums verified; ids may repeat.

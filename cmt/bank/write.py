@@ -5,71 +5,84 @@ from __future__ import annotations
 import itertools
 import json
 import sqlite3
+import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from typing import NamedTuple
 
 from cmt.bank.entries import DocumentEntry, Layout
-from cmt.bank.read import find_number
+from cmt.bank.read import find_numbers
 from cmt.bank.records import Outcome
-from cmt.bank.rows import document_checksum
+from cmt.bank.rows import SELECT_DOCUMENT, corrupt, document_checksum, document_damage
+from cmt.dates import ends, now, span
 from cmt.errors import InputError
 
 _DERIVED_ID_CHARS = 16
-_INSERT = (
-    "INSERT INTO documents "
-    "(title, date, source, metadata, added_at, content_hash, checksum, text, id) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_FIELDS = (
+    "title, date, source, metadata, added_at, namespace, tags, expires_at, superseded_at, "
+    "content_hash, checksum, text, touched, id"
 )
-_UPDATE = (
-    "UPDATE documents SET title = ?, date = ?, source = ?, metadata = ?, added_at = ?, "
-    "content_hash = ?, checksum = ?, text = ? WHERE id = ?"
-)
+_INSERT = f"INSERT INTO documents ({_FIELDS}) VALUES ({', '.join('?' * 14)})"  # noqa: S608
+_UPDATE = f"UPDATE documents SET ({_FIELDS}) = ({', '.join('?' * 14)}) WHERE number = ?"  # noqa: S608
+_IN_FORCE = "SELECT number, id, content_hash FROM documents WHERE superseded_at IS NULL"
+_BY_ID = _IN_FORCE + " AND id = ? AND namespace = ?"
+_BY_TEXT = _IN_FORCE + " AND content_hash = ? AND namespace = ? ORDER BY number LIMIT 1"
+
+
+class Known(NamedTuple):
+    """The document in force that an entry meets in the bank."""
+
+    number: int
+    id: str
+    content_hash: str
 
 
 def put(sqlite: sqlite3.Connection, entry: DocumentEntry) -> Outcome:
-    """Store one document, replace what another text left under its id, or find it known."""
+    """Store one document, replace or supersede another text under its id, or find it known."""
     known = find(sqlite, entry)
     if known is None:
-        document_id = entry.id if entry.id is not None else _derived_id(sqlite, entry.content_hash)
+        document_id = entry.id if entry.id is not None else _derived_id(sqlite, entry)
         _require_memories(entry)
-        _write_document(sqlite, _INSERT, document_id, entry, _now())
-        _insert_memories(sqlite, document_id, entry)
+        _insert(sqlite, document_id, entry)
         return Outcome(document_id, "added")
-    number, document_id, content_hash = known
-    if content_hash == entry.content_hash:
-        if entry.id is not None:
-            _refresh_fields(sqlite, document_id, entry)
-        return Outcome(document_id, "unchanged")
+    if known.content_hash == entry.content_hash:
+        _refresh_fields(sqlite, known, entry)
+        return Outcome(known.id, "unchanged")
     _require_memories(entry)
-    _remove_memories(sqlite, number)
-    _write_document(sqlite, _UPDATE, document_id, entry, _now())
-    _insert_memories(sqlite, document_id, entry)
-    return Outcome(document_id, "updated")
-
-
-def find(sqlite: sqlite3.Connection, entry: DocumentEntry) -> tuple[int, str, str] | None:
-    """The (number, id, content hash) of the document that an entry would meet in the bank.
-
-    That is the one with its id, or, for an entry without id, the oldest one with its text.
-    """
-    columns = "SELECT number, id, content_hash FROM documents"
-    if entry.id is not None:
-        found = sqlite.execute(f"{columns} WHERE id = ?", (entry.id,))
+    if entry.supersede:
+        _end(sqlite, known, entry)
+        _insert(sqlite, known.id, entry)
     else:
-        by_content = f"{columns} WHERE content_hash = ? ORDER BY number LIMIT 1"
-        found = sqlite.execute(by_content, (entry.content_hash,))
-    row: tuple[int, str, str] | None = found.fetchone()
-    return row
+        _remove_memories(sqlite, known.number)
+        _write(sqlite, _UPDATE, known.id, entry, now(), 0, known.number)
+        _insert_memories(sqlite, known.number, entry)
+    return Outcome(known.id, "updated")
 
 
-def remove(sqlite: sqlite3.Connection, document_id: str) -> bool:
-    """Delete a document with its memories; False when there is none with this id."""
-    number = find_number(sqlite, document_id)
-    if number is None:
-        return False
+def find(sqlite: sqlite3.Connection, entry: DocumentEntry) -> Known | None:
+    """The document in force that an entry would meet in the bank.
+
+    That is the one with its id, or, for an entry without id, the oldest one with its text; in
+    its namespace.
+    """
+    if entry.id is not None:
+        row = sqlite.execute(_BY_ID, (entry.id, entry.namespace)).fetchone()
+    else:
+        row = sqlite.execute(_BY_TEXT, (entry.content_hash, entry.namespace)).fetchone()
+    return None if row is None else Known(*row)
+
+
+def remove(sqlite: sqlite3.Connection, document_id: str, namespace: str) -> bool:
+    """Delete a document with its history and memories; False when there is none with this id."""
+    numbers = find_numbers(sqlite, document_id, namespace)
+    for number in numbers:
+        remove_version(sqlite, number)
+    return bool(numbers)
+
+
+def remove_version(sqlite: sqlite3.Connection, number: int) -> None:
+    """Delete one version of a document."""
     _remove_memories(sqlite, number)
     sqlite.execute("DELETE FROM documents WHERE number = ?", (number,))
-    return True
 
 
 def check_layout(sqlite: sqlite3.Connection, entries: Sequence[DocumentEntry]) -> None:
@@ -97,39 +110,70 @@ def _require_memories(entry: DocumentEntry) -> None:
         raise InputError(f"{entry.name}: expected at least one compressed piece, got none")
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _derived_id(sqlite: sqlite3.Connection, content_hash: str) -> str:
+def _derived_id(sqlite: sqlite3.Connection, entry: DocumentEntry) -> str:
     """An id made from the text; numbered where someone else took it by name."""
-    prefix = content_hash[:_DERIVED_ID_CHARS]
+    prefix = entry.content_hash[:_DERIVED_ID_CHARS]
     candidates = itertools.chain([prefix], (f"{prefix}-{n}" for n in itertools.count(2)))
-    taken = "SELECT 1 FROM documents WHERE id = ?"
-    return next(c for c in candidates if sqlite.execute(taken, (c,)).fetchone() is None)
+    return next(c for c in candidates if not find_numbers(sqlite, c, entry.namespace))
 
 
-def _write_document(
-    sqlite: sqlite3.Connection, statement: str, document_id: str, entry: DocumentEntry, at: str
+def _insert(sqlite: sqlite3.Connection, document_id: str, entry: DocumentEntry) -> None:
+    _write(sqlite, _INSERT, document_id, entry, now(), 0)
+    (number,) = sqlite.execute("SELECT last_insert_rowid()").fetchone()
+    _insert_memories(sqlite, number, entry)
+
+
+def _write(
+    sqlite: sqlite3.Connection,
+    statement: str,
+    document_id: str,
+    entry: DocumentEntry,
+    added_at: str,
+    touched: int,
+    *where: int,
 ) -> None:
-    fields = (entry.title, entry.date, entry.source, entry.metadata, at, entry.content_hash)
-    guard = document_checksum(document_id, *fields)
-    sqlite.execute(statement, (*fields, guard, entry.text, document_id))
+    """One row of a version in force; `touched` is 0 where new memories tell of it anyway."""
+    fields = (entry.title, entry.date, entry.source, entry.metadata, added_at)
+    life = (entry.namespace, entry.tags, entry.expires_at, None)
+    guard = document_checksum((document_id, *fields, *life), entry.content_hash)
+    rest = (entry.content_hash, guard, entry.text, touched, document_id)
+    sqlite.execute(statement, (*fields, *life, *rest, *where))
 
 
-def _refresh_fields(sqlite: sqlite3.Connection, document_id: str, entry: DocumentEntry) -> None:
-    """Take over title, date, source and metadata where they differ; the memories stay."""
-    *stored, added_at = sqlite.execute(
-        "SELECT title, date, source, metadata, added_at FROM documents WHERE id = ?", (document_id,)
+def _refresh_fields(sqlite: sqlite3.Connection, known: Known, entry: DocumentEntry) -> None:
+    """Take over title, date, source and the like where they differ; the memories stay.
+
+    An entry without id only met a text: then nothing changes, unless that text has expired.
+    """
+    *stored, expires_at, added_at = sqlite.execute(
+        "SELECT title, date, source, metadata, tags, expires_at, added_at FROM documents "
+        "WHERE number = ?",
+        (known.number,),
     ).fetchone()
-    if stored != [entry.title, entry.date, entry.source, entry.metadata]:
-        _write_document(sqlite, _UPDATE, document_id, entry, added_at)
+    if entry.id is None and ends(expires_at) > time.time():
+        return
+    given = [entry.title, entry.date, entry.source, entry.metadata, entry.tags, entry.expires_at]
+    if [*stored, expires_at] != given:
+        touched = _next_changes(sqlite, 1)[0]
+        _write(sqlite, _UPDATE, known.id, entry, added_at, touched, known.number)
 
 
-def _insert_memories(sqlite: sqlite3.Connection, document_id: str, entry: DocumentEntry) -> None:
-    (number,) = sqlite.execute(
-        "SELECT number FROM documents WHERE id = ?", (document_id,)
-    ).fetchone()
+def _end(sqlite: sqlite3.Connection, known: Known, successor: DocumentEntry) -> None:
+    """Make a version history: it held until its successor began to."""
+    row = sqlite.execute(f"{SELECT_DOCUMENT} WHERE number = ?", (known.number,)).fetchone()
+    damage = document_damage(row)
+    if damage is not None:
+        raise corrupt(known.id, None, damage)
+    began = successor.date if successor.date is not None and span(successor.date) else now()
+    guard = document_checksum((*row[:9], began), known.content_hash)
+    touched = _next_changes(sqlite, 1)[0]
+    sqlite.execute(
+        "UPDATE documents SET superseded_at = ?, checksum = ?, touched = ? WHERE number = ?",
+        (began, guard, touched, known.number),
+    )
+
+
+def _insert_memories(sqlite: sqlite3.Connection, number: int, entry: DocumentEntry) -> None:
     memory_ids = _next_changes(sqlite, len(entry.memories))
     for memory_id, memory in zip(memory_ids, entry.memories, strict=True):
         sqlite.execute(

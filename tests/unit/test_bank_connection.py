@@ -116,7 +116,7 @@ def test_a_newer_schema_is_refused(path):
     newer = sqlite3.connect(path)
     newer.execute("PRAGMA user_version = 99")
     newer.close()
-    with pytest.raises(BankError, match="has schema 99, this version of cmt knows up to 1"):
+    with pytest.raises(BankError, match="has schema 99, this version of cmt knows up to "):
         Bank.open(path, FINGERPRINT)
 
 
@@ -126,7 +126,7 @@ def test_an_older_schema_is_brought_up_to_date_by_a_writer_only(path, monkeypatc
     steps = (*bank_migrations.MIGRATIONS, ("ALTER TABLE documents ADD COLUMN extra TEXT",))
     monkeypatch.setattr("cmt.bank.migrations.MIGRATIONS", steps)
     monkeypatch.setattr("cmt.bank.connection.MIGRATIONS", steps)
-    with pytest.raises(BankError, match="has schema 1, expected 2: open it once for writing"):
+    with pytest.raises(BankError, match=r"has schema \d, expected \d: open it once for writing"):
         Bank.open(path, FINGERPRINT, read_only=True)
     with Bank.open(path, FINGERPRINT) as bank:
         assert bank.get("d").text == "hello"

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from cmt import Document, Failure, memory
+from cmt import Document, Failure, finding, memory
 from cmt.bank import Bank
 from cmt.checkpoint import save_pretrained
 from cmt.compressor import Compressor, CompressorConfig
@@ -344,7 +344,7 @@ def test_candidates_are_re_ranked_by_how_likely_they_make_the_question(learned, 
     by_key = learned.search("Who built it?", top_k=3, rerank=0)
     assert all(match.log_likelihood is None for match in by_key)
     worst_first = torch.tensor([[-900.0, -600.0, -300.0]])
-    monkeypatch.setattr(memory, "question_log_likelihoods", lambda *_, **__: worst_first)
+    monkeypatch.setattr(finding, "question_log_likelihoods", lambda *_, **__: worst_first)
     again = learned.search("Who built it?", top_k=2, rerank=3)
     assert [match.memory_id for match in again] == [by_key[2].memory_id, by_key[1].memory_id]
     assert [match.log_likelihood for match in again] == [-300.0, -600.0]
@@ -352,7 +352,7 @@ def test_candidates_are_re_ranked_by_how_likely_they_make_the_question(learned, 
 
 
 def test_a_rerank_no_deeper_than_top_k_reads_nothing_more(learned, monkeypatch):
-    monkeypatch.setattr(memory, "question_log_likelihoods", None)
+    monkeypatch.setattr(finding, "question_log_likelihoods", None)
     assert len(learned.search("Who built it?", top_k=2, rerank=2)) == 2
 
 
