@@ -54,6 +54,11 @@ class Packing:
     groups: tuple[Group, ...]
     inverse_N: Tensor
 
+    def rectangles(self) -> tuple[Tensor, Tensor]:
+        """`index_BT` and `valid_BT` of all groups, each in one row."""
+        index = torch.cat([group.index_BT.flatten() for group in self.groups])
+        return index, torch.cat([group.valid_BT.flatten() for group in self.groups])
+
 
 def pack(lengths: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Packing:
     """Lay out segments of the given lengths, one sequence of lengths a group, in packed order."""
@@ -81,6 +86,9 @@ class LayerPass:
     """What the attention of one layer needs in a packed pass, and what it hands back.
 
     Attributes:
+        index, valid: `Packing.rectangles()`.
+        choices: For each group, which memory (a column) each place (a row) takes, as ones and
+            zeros; None where it reads none, or no gradient is wanted.
         prefix: Memories to read, each of shape (D, K, G, E).
         sink: Attention sink put before everything, each of shape (1, G, E).
         capture: Packed positions whose keys and values are wanted.
@@ -88,7 +96,10 @@ class LayerPass:
     """
 
     packing: Packing
+    index: Tensor
+    valid: Tensor
     masks: tuple[Tensor | None, ...]
+    choices: tuple[Tensor | None, ...]
     prefix: LayerKV | None = None
     sink: LayerKV | None = None
     capture: Tensor | None = None
@@ -119,16 +130,26 @@ class PackedPass:
             else None
             for group in self.packing.groups
         )
+        index, valid = self.packing.rectangles()
+        choices = tuple(self._choice(group, dtype) for group in self.packing.groups)
         self.layers = [
             LayerPass(
                 self.packing,
+                index,
+                valid,
                 masks,
+                choices,
                 prefix=None if self.prefix is None else self.prefix[i],
                 sink=None if self.sink is None else self.sink[i],
                 capture=self.capture,
             )
             for i in range(layers)
         ]
+
+    def _choice(self, group: Group, dtype: torch.dtype) -> Tensor | None:
+        if self.prefix is None or group.memories_BM is None or not torch.is_grad_enabled():
+            return None
+        return functional.one_hot(group.memories_BM.flatten(), len(self.prefix[0][0])).to(dtype)
 
     def _prefix_tokens(self) -> int:
         return 0 if self.prefix is None else self.prefix[0][0].shape[1]
@@ -181,16 +202,15 @@ class _Choose(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, memories: Tensor, chosen: Tensor) -> Tensor:
-        ctx.save_for_backward(chosen)
-        ctx.count = len(memories)
+    def forward(ctx: Any, memories: Tensor, chosen: Tensor, choice: Tensor) -> Tensor:
+        ctx.save_for_backward(choice)
         return memories[chosen]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (chosen,) = ctx.saved_tensors
-        choice = functional.one_hot(chosen, ctx.count).to(gradient.dtype)
-        return (choice.T @ gradient.flatten(1)).unflatten(1, gradient.shape[1:]), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (choice,) = ctx.saved_tensors
+        summed = choice.to(gradient.dtype).T @ gradient.flatten(1)
+        return summed.unflatten(1, gradient.shape[1:]), None, None
 
 
 class _ToRow(torch.autograd.Function):
@@ -230,46 +250,47 @@ def packed_attention(
     if packed.capture is not None:
         packed.captured = rows[1][packed.capture], rows[2][packed.capture]
     packing = packed.packing
-    index = torch.cat([group.index_BT.flatten() for group in packing.groups])
-    valid = torch.cat([group.valid_BT.flatten() for group in packing.groups])
     flat: list[Tensor] = [
-        _ToRectangle.apply(row, index, packing.inverse_N)  # type: ignore[no-untyped-call]
+        _ToRectangle.apply(row, packed.index, packing.inverse_N)  # type: ignore[no-untyped-call]
         for row in rows
     ]
     outputs, offset = [], 0
-    for group, mask in zip(packing.groups, packed.masks, strict=True):
+    for number, group in enumerate(packing.groups):
         B, T = group.index_BT.shape
         part = [states[offset : offset + B * T].unflatten(0, (B, T)) for states in flat]
-        outputs.append(_attend(module, part, group, mask, packed, scaling).flatten(0, 1))
+        outputs.append(_attend(module, part, number, packed, scaling).flatten(0, 1))
         offset += B * T
     row: Tensor = _ToRow.apply(  # type: ignore[no-untyped-call]
-        torch.cat(outputs), packing.inverse_N, index, valid
+        torch.cat(outputs), packing.inverse_N, packed.index, packed.valid
     )
     return row[None], None
 
 
-def _choose(memories: Tensor, chosen: Tensor) -> Tensor:
+def _choose(memories: Tensor, chosen: Tensor, choice: Tensor | None) -> Tensor:
     """Rows of `memories` by number."""
-    rows: Tensor = _Choose.apply(memories, chosen)  # type: ignore[no-untyped-call]
+    if choice is None:
+        return memories[chosen]
+    rows: Tensor = _Choose.apply(memories, chosen, choice)  # type: ignore[no-untyped-call]
     return rows
 
 
 def _attend(
     module: torch.nn.Module,
     part: list[Tensor],
-    group: Group,
-    mask: Tensor | None,
+    number: int,
     packed: LayerPass,
     scaling: float | None,
 ) -> Tensor:
     """Attention of one group: queries (B, T, H, E) to a (B, T, H, E) output."""
+    group, mask = packed.packing.groups[number], packed.masks[number]
     query, key, value = part
     before: list[list[Tensor]] = []
     if packed.sink is not None:
         before.append([s[None].expand(query.shape[0], -1, -1, -1) for s in packed.sink])
     if packed.prefix is not None and group.memories_BM is not None:
         memories = group.memories_BM
-        chosen = [_choose(p.to(key.dtype), memories.flatten()) for p in packed.prefix]
+        rows, choice = memories.flatten(), packed.choices[number]
+        chosen = [_choose(p.to(key.dtype), rows, choice) for p in packed.prefix]
         before.append([c.unflatten(0, memories.shape).flatten(1, 2) for c in chosen])
     if before:
         key = torch.cat([*(pair[0].to(key.dtype) for pair in before), key], dim=1)
