@@ -8,7 +8,7 @@ import click
 
 from cmt.commands.add import add
 from cmt.commands.ask import ask
-from cmt.commands.bank import forget, list_documents, show, stats, verify
+from cmt.commands.bank import forget, list_documents, purge, show, stats, verify
 from cmt.commands.chat import chat
 from cmt.commands.demo import demo
 from cmt.commands.evaluate import evaluate
@@ -54,6 +54,7 @@ for _command in (
     list_documents,
     show,
     forget,
+    purge,
     stats,
     verify,
     fetch,

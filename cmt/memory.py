@@ -480,12 +480,19 @@ class Memory:
     # What is in the bank.
 
     def forget(self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> bool:
-        """Delete a document, its history and memories; False when there is none with this id."""
-        return self.bank.delete(document_id, namespace=namespace)
+        """Delete a document, its history and memories; False when there is none with this id.
+
+        Their bytes are gone from the file, and from its log unless someone is reading there.
+        """
+        was_there = self.bank.delete(document_id, namespace=namespace)
+        self.bank.wipe_log()
+        return was_there
 
     def purge(self, *, history: bool = False) -> list[str]:
         """Delete what has expired, with `history` superseded versions too; gives their ids."""
-        return self.bank.purge(history=history)
+        purged = self.bank.purge(history=history)
+        self.bank.wipe_log()
+        return purged
 
     def get(self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> StoredDocument:
         """The document with this id; `UnknownIdError` when there is none."""

@@ -58,6 +58,7 @@ class Bank:
         writer: Connection | None,
         *,
         may_add: bool,
+        busy_seconds: float = _BUSY_SECONDS,
     ) -> None:
         self.path = path
         self.fingerprint = fingerprint
@@ -66,6 +67,7 @@ class Bank:
         self._reader = reader
         self._writer = writer
         self._may_add = may_add
+        self._busy_seconds = busy_seconds
 
     @classmethod
     def open(
@@ -101,7 +103,9 @@ class Bank:
             reader.recognise()
             found = reader.check_fingerprint(fingerprint)
             undo.pop_all()
-        return cls(path, found, reader, writer, may_add=fingerprint is not None)
+        return cls(
+            path, found, reader, writer, may_add=fingerprint is not None, busy_seconds=busy_seconds
+        )
 
     def close(self) -> None:
         """Close the file; any later call but this one raises `BankError`."""
@@ -183,7 +187,7 @@ class Bank:
     def delete(self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> bool:
         """Forget a document, its history and memories; False when there is none with this id.
 
-        The bytes are overwritten in the file; copies in its log are gone after `vacuum`.
+        The bytes are overwritten in the file; copies in its log are gone after `wipe_log`.
         """
         with self._writable().writing() as sqlite:
             return write.remove(sqlite, document_id, namespace)
@@ -324,6 +328,19 @@ class Bank:
             connection.reading() as sqlite,
         ):
             return check.find_problems(sqlite)
+
+    def wipe_log(self) -> bool:
+        """Move the log's pages into the file and empty it, so that deleted bytes are gone.
+
+        False where someone is reading from the log still; nobody is waited for.
+        """
+        with self._writable().exclusive() as sqlite:
+            sqlite.execute("PRAGMA busy_timeout = 0")
+            try:
+                busy = sqlite.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            finally:
+                sqlite.execute(f"PRAGMA busy_timeout = {round(1000 * self._busy_seconds)}")
+        return not busy
 
     def vacuum(self) -> None:
         """Rewrite the file without the room that deleted records left, and empty its log.

@@ -13,6 +13,7 @@ from cmt.commands.options import json_option, memory_options, on_terminal, print
 from cmt.readers import READERS, read_path, read_stdin
 
 if TYPE_CHECKING:
+    from cmt.learning import AddOptions
     from cmt.memory_records import Progress
     from cmt.records import AddReport, Document, Failure
 
@@ -30,20 +31,33 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Most tokens compressed in one pass.  [default: 4096, on a GPU 16384]",
 )
+@click.option("--namespace", help="The collection to put them in.  [default: default]")
+@click.option("--tag", "tags", multiple=True, help="A label to filter by. Repeat for several.")
+@click.option("--expires-at", metavar="DATE", help="From when on they are not matched any more.")
+@click.option("--ttl", metavar="LENGTH", help="The same from now on: 90s, 15m, 12h, 30d, 2w.")
+@click.option("--supersede", is_flag=True, help="Keep versions that are replaced, as history.")
 @json_option
 @memory_options
-def add(
+def add(  # noqa: PLR0913
+    *,
     paths: tuple[str, ...],
     kind: str | None,
     batch_tokens: int | None,
+    namespace: str | None,
+    tags: tuple[str, ...],
+    expires_at: str | None,
+    ttl: str | None,
+    supersede: bool,
     as_json: bool,
     bank: Path,
     **model: Any,
 ) -> None:
     """Learn files, folders or standard input (-).
 
-    What the bank holds already is passed over. A document that can't be learned is named on
-    standard error and the others are kept; the exit code is then 1.
+    What the bank holds already is passed over, so that an interrupted run goes on where it
+    stopped. A file's id is its full path: an edited file replaces what was learned from it. A
+    document that can't be learned is named on standard error and the others are kept; the exit
+    code is then 1.
 
     \b
     Examples:
@@ -51,11 +65,19 @@ def add(
       cmt add articles.jsonl          # an object a line: text, id, title, date, source
       pdftotext paper.pdf - | cmt add -
     """  # noqa: D301
+    from cmt.dates import parse_length
     from cmt.memory import Memory
 
+    options: AddOptions = {"tags": tags, "supersede": supersede}
+    if namespace is not None:
+        options["namespace"] = namespace
+    if expires_at is not None:
+        options["expires_at"] = expires_at
+    if ttl is not None:
+        options["ttl"] = parse_length(ttl)
     with Memory.open(bank, **model) as memory, _Bar() as bar:
         report = memory.add(
-            _documents(paths, kind), on_progress=bar.show, batch_tokens=batch_tokens
+            _documents(paths, kind), on_progress=bar.show, batch_tokens=batch_tokens, **options
         )
     if as_json:
         print_json(asdict(report))

@@ -11,9 +11,11 @@ from typing import Any
 import click
 
 from cmt.commands.options import (
+    filter_options,
     json_option,
     max_new_tokens_option,
     memory_options,
+    min_score_option,
     print_answer,
     rerank_option,
     top_k_option,
@@ -45,6 +47,8 @@ from cmt.errors import InputError
 @click.option(
     "--without-memory", is_flag=True, help="What the frozen model says by itself, to compare."
 )
+@min_score_option
+@filter_options
 @json_option
 @memory_options
 def ask(  # noqa: PLR0913
@@ -58,6 +62,8 @@ def ask(  # noqa: PLR0913
     seed: int | None,
     batch_size: int | None,
     without_memory: bool,
+    min_score: float | None,
+    filters: dict[str, Any],
     as_json: bool,
     bank: Path,
     **model: Any,
@@ -67,15 +73,19 @@ def ask(  # noqa: PLR0913
     Without QUESTION, standard input is read, a question a line. A number before a source is
     the cosine of question and memory. With --json each answer is a line of JSON.
 
+    Only the collection "default" is asked unless --namespace or --all-namespaces is given. Where
+    nothing is selected the answer is "I don't know.".
+
     \b
     Examples:
       cmt ask "Who built the lighthouse of Arbon?"
+      cmt ask "Who is the mayor?" --as-of 2026-01-31 --tag news
       cmt ask --json < questions.txt > answers.jsonl
     """  # noqa: D301
     if not questions and _stdin_is_a_terminal():
         raise click.UsageError("Expected a question, or questions on standard input.")
     from cmt.generation import Sampling
-    from cmt.memory import BATCH_SIZE, DEFAULT_RERANK, DEFAULT_TOP_K, Memory
+    from cmt.memory import BATCH_SIZE, DEFAULT_MIN_SCORE, DEFAULT_RERANK, DEFAULT_TOP_K, Memory
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
@@ -96,6 +106,8 @@ def ask(  # noqa: PLR0913
                     top_k=top_k or DEFAULT_TOP_K,
                     rerank=DEFAULT_RERANK if rerank is None else rerank,
                     sampling=sampling,
+                    min_score=DEFAULT_MIN_SCORE if min_score is None else min_score,
+                    **filters,
                 )
             for answer in answers:
                 print_answer(answer, as_json=as_json)

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmt.commands.options import bank_option, json_option, print_json, size
+from cmt.commands.options import (
+    bank_option,
+    filter_options,
+    json_option,
+    namespace_option,
+    print_json,
+    size,
+)
 from cmt.errors import CorruptRecordError, UnknownIdError
 
 if TYPE_CHECKING:
-    from cmt.bank import Bank
+    from cmt.bank import Bank, Stats
     from cmt.records import StoredDocument
 
 
@@ -26,15 +33,22 @@ def _open(path: Path, *, read_only: bool = True) -> Bank:
 @click.command("list")
 @click.option("--limit", type=click.IntRange(min=0), help="At most so many.")
 @click.option("--offset", type=click.IntRange(min=0), default=0, help="Pass over so many first.")
+@filter_options
 @json_option
 @bank_option
-def list_documents(limit: int | None, offset: int, as_json: bool, bank: Path) -> None:
+def list_documents(
+    *, limit: int | None, offset: int, filters: dict[str, Any], as_json: bool, bank: Path
+) -> None:
     """List what was learned, oldest first: id, date, memories, their bytes, title.
 
-    With --json each document is a line of JSON, without its text.
+    Of every collection, unless options say which. With --json each document is a line of JSON,
+    without its text.
     """
+    from cmt.selection import select
+
+    selection = select(**{"namespace": None, **filters}) if filters else None
     with _open(bank) as opened:
-        for document in opened.documents(limit=limit, offset=offset):
+        for document in opened.documents(limit=limit, offset=offset, selection=selection):
             if as_json:
                 fields = _fields(document)
                 del fields["text"]
@@ -48,21 +62,30 @@ def list_documents(limit: int | None, offset: int, as_json: bool, bank: Path) ->
 
 @click.command()
 @click.argument("document_id", metavar="ID")
+@click.option("--history", is_flag=True, help="Its earlier versions too, the oldest first.")
+@namespace_option
 @json_option
 @bank_option
-def show(document_id: str, as_json: bool, bank: Path) -> None:
-    """Show the document with this ID: its fields and its text."""
+def show(document_id: str, history: bool, namespace: str, as_json: bool, bank: Path) -> None:
+    """Show the document with this ID: its fields and its text.
+
+    With --json it is a line of JSON, with --history a line each version.
+    """
     with _open(bank) as opened:
-        document = opened.get(document_id)
-    fields = _fields(document)
-    if as_json:
-        print_json(fields)
-        return
-    text = fields.pop("text")
-    fields["metadata"] = json.dumps(fields["metadata"], ensure_ascii=False)
-    for name, value in fields.items():
-        click.echo(f"{name + ':':<14}{'' if value is None else value}".rstrip())
-    click.echo(f"\n{text}")
+        versions = opened.history(document_id, namespace=namespace)
+    for number, document in enumerate(versions if history else versions[-1:]):
+        fields = _fields(document)
+        if as_json:
+            print_json(fields)
+            continue
+        text = fields.pop("text")
+        fields["metadata"] = json.dumps(fields["metadata"], ensure_ascii=False)
+        fields["tags"] = ", ".join(fields["tags"])
+        if number > 0:
+            click.echo("\n")
+        for name, value in fields.items():
+            click.echo(f"{name + ':':<15}{'' if value is None else value}".rstrip())
+        click.echo(f"\n{text}")
 
 
 @click.command()
@@ -70,17 +93,20 @@ def show(document_id: str, as_json: bool, bank: Path) -> None:
 @click.option(
     "--vacuum", is_flag=True, help="Then rewrite the file, so that no byte of them is left in it."
 )
+@namespace_option
 @json_option
 @bank_option
-def forget(ids: tuple[str, ...], vacuum: bool, as_json: bool, bank: Path) -> None:
-    """Forget the documents with these IDs and their memories.
+def forget(ids: tuple[str, ...], vacuum: bool, namespace: str, as_json: bool, bank: Path) -> None:
+    """Forget the documents with these IDs, their history and their memories.
 
     Ids that the bank doesn't hold are an error; the others are forgotten all the same.
     """
     with _open(bank, read_only=False) as opened:
-        gone = {document_id: opened.delete(document_id) for document_id in ids}
+        gone = {name: opened.delete(name, namespace=namespace) for name in ids}
         if vacuum:
             opened.vacuum()
+        else:
+            opened.wipe_log()
     forgotten = [document_id for document_id, was_there in gone.items() if was_there]
     unknown = [document_id for document_id, was_there in gone.items() if not was_there]
     if as_json:
@@ -91,6 +117,27 @@ def forget(ids: tuple[str, ...], vacuum: bool, as_json: bool, bank: Path) -> Non
         raise UnknownIdError(
             f"expected ids that {bank} holds, got {', '.join(map(repr, unknown))}: see `cmt list`"
         )
+
+
+@click.command()
+@click.option("--history", is_flag=True, help="Versions that were superseded, too.")
+@click.option(
+    "--vacuum", is_flag=True, help="Then rewrite the file, so that no byte of them is left in it."
+)
+@json_option
+@bank_option
+def purge(history: bool, vacuum: bool, as_json: bool, bank: Path) -> None:
+    """Forget what has expired; until then it is kept, but not matched."""
+    with _open(bank, read_only=False) as opened:
+        purged = opened.purge(history=history)
+        if vacuum:
+            opened.vacuum()
+        else:
+            opened.wipe_log()
+    if as_json:
+        print_json({"purged": purged})
+    else:
+        click.echo(f"purged {len(purged)}")
 
 
 @click.command()
@@ -106,16 +153,17 @@ def stats(as_json: bool, bank: Path) -> None:
         print_json({"bank": str(bank), **asdict(found), **fields})
         return
     for name, value in {
-        "documents": f"{found.documents:,}",
+        "documents": f"{found.documents:,}" + _besides(found),
         "memories": f"{found.memories:,}",
         "memory": f"{size(found.memory_bytes)} ({size(per_document)} a document)",
+        "namespaces": ", ".join(found.namespaces),
         "keys": size(found.key_bytes),
         "texts": size(found.text_bytes),
         "file": f"{size(found.file_bytes)} ({bank})",
         "base model": fingerprint.base_model,
         "compressor": fingerprint.compressor,
     }.items():
-        click.echo(f"{name:<12}{value}")
+        click.echo(f"{name:<12}{value}".rstrip())
 
 
 @click.command()
@@ -140,6 +188,13 @@ def verify(as_json: bool, bank: Path) -> None:
         )
     if not as_json:
         click.echo(f"sound: {counts.documents} documents, {counts.memories} memories")
+
+
+def _besides(stats: Stats) -> str:
+    """What is kept beside the documents in force."""
+    parts = {"expired": stats.expired, "superseded versions": stats.superseded}
+    shown = ", ".join(f"{number:,} {name}" for name, number in parts.items() if number)
+    return f" ({shown})" if shown else ""
 
 
 def _fields(document: StoredDocument) -> dict[str, Any]:

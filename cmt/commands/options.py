@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from cmt.records import DEFAULT_NAMESPACE
 
 if TYPE_CHECKING:
     from cmt.records import Answer, Match
@@ -36,6 +39,11 @@ rerank_option = click.option(
     type=click.IntRange(min=0),
     help="How many memories are found by key and re-ranked by how likely they make the "
     "question; 0: none.  [default: the library's, 10]",
+)
+min_score_option = click.option(
+    "--min-score",
+    type=click.FloatRange(-1, 1),
+    help='Say "I don\'t know." where no memory matches this well (cosine).  [default: never]',
 )
 max_new_tokens_option = click.option(
     "--max-new-tokens",
@@ -70,6 +78,41 @@ def model_options(command: F) -> F:
 def memory_options(command: F) -> F:
     """`model_options` and --bank."""
     return bank_option(model_options(command))
+
+
+def filter_options(command: F) -> F:
+    """Options of `Filters`, gathered in the command's keyword `filters`; those given only."""
+
+    @functools.wraps(command)
+    def gathering(*, all_namespaces: bool, tags: tuple[str, ...], **others: Any) -> Any:
+        given = {name: others.pop(name) for name in ("namespace", "since", "until", "as_of")}
+        filters = {name: value for name, value in given.items() if value is not None}
+        if tags:
+            filters["tags"] = tags
+        if all_namespaces:
+            filters["namespace"] = None
+        return command(filters=filters, **others)
+
+    for option in (
+        click.option("--as-of", metavar="DATE", help="What was known at the end of this day."),
+        click.option("--until", metavar="DATE", help="Documents dated no later."),
+        click.option("--since", metavar="DATE", help="Documents dated no earlier."),
+        click.option(
+            "--tag", "tags", multiple=True, help="Documents with this tag. Repeat for all of them."
+        ),
+        click.option("--all-namespaces", is_flag=True, help="Documents of every collection."),
+        click.option("--namespace", help="Documents of this collection."),
+    ):
+        gathering = option(gathering)
+    return gathering  # type: ignore[return-value]
+
+
+namespace_option = click.option(
+    "--namespace",
+    default=DEFAULT_NAMESPACE,
+    show_default=True,
+    help="The collection that the document is in.",
+)
 
 
 def print_json(value: Any) -> None:

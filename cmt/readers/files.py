@@ -53,6 +53,8 @@ def read_path(
     In a folder, hidden files and folders (their names start with a dot) are passed over; links
     to folders are not followed. A document's source is the path as given, its title the file's
     name without extension and its date the file's last change (UTC), where it has none itself.
+    The id of a file that holds one document is its absolute path, so that it stays one document
+    when it is edited; a line or row without an id has none.
 
     Args:
         path: A file or folder. What does not exist becomes a `Failure` too.
@@ -116,7 +118,12 @@ def _read_file(path: Path, kind: str | None) -> Iterator[Document | Failure]:
             yield _failure(path, "Expected a regular file, got a pipe, socket or device.")
             return
         changed = datetime.fromtimestamp(status.st_mtime, UTC).date().isoformat()
-        origin = Origin(name=_printable(path), title=_printable(Path(path.stem)), date=changed)
+        origin = Origin(
+            name=_printable(path),
+            title=_printable(Path(path.stem)),
+            date=changed,
+            id=file_id(path),
+        )
         with path.open("rb") as stream:
             yield from _read_stream(stream, origin, reader)
     except FileNotFoundError:
@@ -134,6 +141,16 @@ def _read_stream(stream: BinaryIO, origin: Origin, reader: Reader) -> Iterator[D
 
 def _failure(path: Path, reason: str) -> Failure:
     return Failure(document=_printable(path), reason=reason)
+
+
+def file_id(path: Path) -> str | None:
+    """The id of the one document in a file; None where its path is not Unicode."""
+    absolute = os.path.abspath(path)
+    try:
+        absolute.encode()
+    except UnicodeEncodeError:
+        return None
+    return absolute
 
 
 def _printable(path: Path) -> str:

@@ -1,7 +1,8 @@
 """Files that hold many documents: JSON Lines (an object a line), CSV and TSV (a row each).
 
-The fields `text` (needed), `id`, `title`, `date`, `source` and `metadata` are a document's; all
-others go into its metadata. A wrong line becomes a `Failure` and the rest goes on.
+The fields `text` (needed), `id`, `title`, `date`, `source`, `metadata`, `namespace`, `tags` (a
+list, or one string with commas) and `expires_at` are a document's; all others go into its
+metadata. A wrong line becomes a `Failure` and the rest goes on.
 """
 
 from __future__ import annotations
@@ -14,9 +15,19 @@ from typing import Any, BinaryIO
 
 from cmt.errors import DocumentError
 from cmt.readers.texts import Origin, check_text, check_unicode, decode
-from cmt.records import Document, Failure
+from cmt.records import DEFAULT_NAMESPACE, Document, Failure
 
-FIELDS = ("text", "id", "title", "date", "source", "metadata")
+FIELDS = (
+    "text",
+    "id",
+    "title",
+    "date",
+    "source",
+    "metadata",
+    "namespace",
+    "tags",
+    "expires_at",
+)
 LONGEST_CELL = 1 << 28  # characters; the csv module's own limit is 131,072
 
 
@@ -128,6 +139,9 @@ def _document(fields: dict[str, Any], origin: Origin) -> Document:
         date=_date(_string(fields, "date")) or origin.date,
         source=_string(fields, "source") or origin.name,
         metadata=_metadata(extra, fields.get("metadata")),
+        namespace=_string(fields, "namespace") or DEFAULT_NAMESPACE,
+        tags=_tags(fields.get("tags")),
+        expires_at=_date(_string(fields, "expires_at"), "expires_at") or None,
     )
 
 
@@ -148,13 +162,20 @@ def _string(fields: dict[str, Any], name: str) -> str:
     return value or ""
 
 
-def _date(text: str) -> str:
+def _tags(value: object) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value or []
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise DocumentError(f"Expected 'tags' to be a list of strings, got {_shown(value)}.")
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _date(text: str, name: str = "date") -> str:
     try:
         if text:
             datetime.fromisoformat(text)
     except ValueError as error:
         raise DocumentError(
-            f"Expected 'date' as in 2024-05-31 or 2024-05-31T12:00 (ISO 8601), got {text!r}."
+            f"Expected {name!r} as in 2024-05-31 or 2024-05-31T12:00 (ISO 8601), got {text!r}."
         ) from error
     return text
 

@@ -51,17 +51,22 @@ FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?\n)---[ \t]*\n", re.DOTALL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a stream comes from, and the title and date of a document that has none itself."""
+    """Where a stream comes from, and the title and date of a document that has none itself.
+
+    `id` is for a stream that holds one document.
+    """
 
     name: str
     title: str = ""
     date: str | None = None
+    id: str | None = None
 
     def document(self, text: str, *, title: str = "") -> Document:
         """The stream's one document; raises DocumentError if the text can't be learned."""
         check_text(text)
         return Document(
             text=text.strip("\n").rstrip(),
+            id=self.id,
             title=title or self.title,
             date=self.date,
             source=self.name,

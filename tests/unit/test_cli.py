@@ -286,8 +286,8 @@ def test_list_shows_a_line_a_document(learned):
 
 def test_show_has_fields_and_text(learned):
     shown = done("show", "arbon").stdout
-    assert "id:           arbon\n" in shown
-    assert 'metadata:     {"page": 3}\n' in shown
+    assert "id:            arbon\n" in shown
+    assert 'metadata:      {"page": 3}\n' in shown
     assert shown.endswith(f"\n\n{ARBON}\n")
     assert json.loads(done("show", "arbon", "--json").stdout)["text"] == ARBON
     result = run("show", "nobody")

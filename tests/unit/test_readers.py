@@ -52,6 +52,7 @@ def test_text_has_the_file_name_as_title_the_path_as_source_and_the_change_as_da
     path = write("harbour.log.txt", "\ufeffThe lighthouse.\r\nIt stands.\rStill.\n\n")
     assert the_document(read_path(path)) == Document(
         text="The lighthouse.\nIt stands.\nStill.",
+        id=str(path),
         title="harbour.log",
         source=str(path),
         date="2024-05-04",
@@ -360,7 +361,44 @@ def test_a_wrong_csv_file_fails_once(write, content, reason):
     assert failure.reason.startswith(reason)
 
 
+def test_life_cycle_fields_are_read_and_checked(write):
+    path = write(
+        "a.jsonl",
+        '{"text": "sand", "namespace": "news", "tags": ["b", " a"], "expires_at": "2027-01-01"}\n'
+        '{"text": "silt", "tags": "x, y,"}\n'
+        '{"text": "clay", "tags": 3}\n'
+        '{"text": "mud", "expires_at": "soon"}\n',
+    )
+    first, second, *failures = read_path(path)
+    assert (first.namespace, first.tags, first.expires_at) == ("news", ("b", "a"), "2027-01-01")
+    assert (second.namespace, second.tags, second.expires_at) == ("default", ("x", "y"), None)
+    assert failures[0].reason == "Expected 'tags' to be a list of strings, got a number (3)."
+    assert failures[1].reason.startswith("Expected 'expires_at' as in 2024-05-31")
+    table = write("a.csv", 'text,tags,namespace\nsand,"a,b",news\n')
+    (row,) = read_path(table)
+    assert (row.tags, row.namespace) == (("a", "b"), "news")
+
+
 # Paths.
+
+
+def test_a_file_of_one_document_has_its_full_path_as_id(write, tmp_path, monkeypatch):
+    write("notes/a.txt", "sand")
+    write("notes/b.jsonl", '{"text": "silt"}')
+    monkeypatch.chdir(tmp_path)
+    text, line = read_path("notes")
+    assert (text.id, text.source) == (str(tmp_path / "notes" / "a.txt"), "notes/a.txt")
+    assert line.id is None
+    monkeypatch.chdir(tmp_path / "notes")
+    assert next(read_path("./a.txt")).id == text.id
+
+
+def test_a_file_whose_name_is_not_unicode_has_no_id(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt")
+    with open(name, "w") as file:
+        file.write("sand")
+    (document,) = read_path(name)
+    assert document.id is None
 
 
 def test_a_folder_is_read_sorted_and_without_hidden_entries(write, tmp_path):

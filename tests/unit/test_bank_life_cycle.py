@@ -1,0 +1,268 @@
+"""What becomes of documents in a bank: replaced, superseded, expired, purged, forgotten."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmt.bank import Bank, Counts, Outcome
+from cmt.bank.migrations import MIGRATIONS
+from cmt.bank.tensor_bytes import tensor_to_bytes
+from cmt.errors import CorruptRecordError, DocumentError, UnknownIdError
+from cmt.matching import KeyIndex
+from cmt.records import Document
+from cmt.selection import select
+from tests.unit.bank_pieces import FINGERPRINT, add, keys_of, make_entry, make_key, make_piece
+
+OLD = Path(__file__).parents[1] / "data" / "bank_v1.sql"
+
+
+def texts(bank: Bank, **filters: object) -> list[str]:
+    return [document.text for document in bank.documents(selection=select(**filters))]
+
+
+# A bank of schema 1.
+
+
+@pytest.fixture
+def old(path):
+    made = sqlite3.connect(path)
+    made.executescript(OLD.read_text())
+    made.close()
+    return path
+
+
+def test_a_bank_of_schema_1_keeps_everything(old):
+    with Bank.open(old, FINGERPRINT) as bank:
+        assert bank.verify() == []
+        assert bank.count() == Counts(3, 3)
+        mill = bank.get("mill")
+        assert (mill.text, mill.title) == ("The mill of Selka burned down.", "Mill")
+        assert (mill.date, mill.metadata, mill.memories) == ("2024-05-31", {"page": 3}, 1)
+        assert (mill.namespace, mill.tags, mill.expires_at) == ("default", (), None)
+        assert [d.text for d in bank.documents()][1:] == ["No id, no date.", "new text"]
+        for memory_id, seed in zip(keys_of(bank), (1, 2, 4), strict=True):
+            (memory,) = bank.memories([memory_id])
+            assert torch.equal(memory.memory, make_piece("", seed).memory)
+        (hits,) = KeyIndex(bank).search(make_key(1)[None], 1)
+        assert bank.sources([hits[0].memory_id])[0].document_id == "mill"
+
+
+def test_a_bank_of_schema_1_goes_on_as_any_other(old):
+    with Bank.open(old, FINGERPRINT) as bank:
+        assert add(bank, "No id, no date.").status == "unchanged"
+        assert add(bank, "The mill was rebuilt.", 9, id="mill", supersede=True).status == "updated"
+        assert bank.history("mill")[0].text.endswith("burned down.")
+        assert bank.delete("changed")
+        assert bank.verify() == []
+    check = sqlite3.connect(old)
+    assert check.execute("PRAGMA foreign_key_check").fetchall() == []
+    assert check.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+    check.close()
+
+
+def test_damage_in_a_bank_of_schema_1_is_still_found_after_the_move(old):
+    outside = sqlite3.connect(old)
+    outside.execute("UPDATE documents SET title = 'x' WHERE id = 'mill'")
+    outside.commit()
+    outside.close()
+    with Bank.open(old, FINGERPRINT) as bank:
+        assert [problem.document_id for problem in bank.verify()] == ["mill"]
+
+
+# Superseding.
+
+
+def test_a_superseded_version_is_history_and_the_new_one_is_matched(bank):
+    add(bank, "Ann is the mayor.", 1, id="mayor", date="2020-01-01")
+    index = KeyIndex(bank)
+    assert len(index.search(make_key(1)[None], 5)[0]) == 1
+    changed = add(bank, "Bob is the mayor.", 2, id="mayor", date="2024-03-01", supersede=True)
+    assert changed == Outcome("mayor", "updated")
+    assert bank.get("mayor").text == "Bob is the mayor."
+    assert bank.count() == Counts(1, 2)
+    ann, bob = bank.history("mayor")
+    assert (ann.text, ann.superseded_at) == ("Ann is the mayor.", "2024-03-01")
+    assert (bob.text, bob.superseded_at) == ("Bob is the mayor.", None)
+    (hits,) = index.search(make_key(1)[None], 5)
+    assert [source.excerpt for source in bank.sources([h.memory_id for h in hits])] == [bob.text]
+    assert bank.verify() == []
+
+
+def test_as_of_a_date_the_version_of_that_date_is_found(bank):
+    for year, name in ((2018, "Ann"), (2021, "Bob"), (2024, "Cid")):
+        text = f"{name} is the mayor."
+        add(bank, text, year, id="mayor", date=f"{year}-06-01", supersede=True)
+    expected = {
+        "2018-05-31": [],
+        "2018-06-01": ["Ann"],
+        "2021-05": ["Ann"],
+        "2021-06-01": ["Bob"],
+        "2024": ["Cid"],
+    }
+    for date, names in expected.items():
+        assert [text.split()[0] for text in texts(bank, as_of=date)] == names
+
+
+def test_an_undated_document_is_known_from_when_it_was_added(bank):
+    add(bank, "undated", 1, id="a")
+    assert texts(bank, as_of="2020-01-01") == []
+    assert texts(bank, as_of="2999-01-01") == ["undated"]
+
+
+def test_a_document_may_be_superseded_many_times_and_forgotten_with_its_history(bank):
+    for n in range(4):
+        add(bank, f"version {n}", n, id="a", supersede=True)
+    assert [v.text for v in bank.history("a")] == [f"version {n}" for n in range(4)]
+    assert add(bank, "version 3", id="a").status == "unchanged"
+    assert bank.delete("a")
+    assert bank.count() == Counts(0, 0)
+    with pytest.raises(UnknownIdError):
+        bank.history("a")
+
+
+def test_a_damaged_version_is_not_made_history(bank, path):
+    add(bank, "old", 1, id="a")
+    outside = sqlite3.connect(path)
+    outside.execute("UPDATE documents SET title = 'x'")
+    outside.commit()
+    outside.close()
+    with pytest.raises(CorruptRecordError, match="document 'a': its fields"):
+        add(bank, "new", 2, id="a", supersede=True)
+
+
+# Expiry.
+
+
+def test_what_has_expired_is_not_matched_and_is_purged(bank):
+    add(bank, "stale", 1, id="old", expires_at="2020-01-01")
+    add(bank, "fresh", 2, id="new", expires_at="2999-01-01")
+    (hits,) = KeyIndex(bank).search(make_key(1)[None], 5)
+    assert len(hits) == 1
+    assert texts(bank) == ["fresh"]
+    stats = bank.stats()
+    assert (stats.documents, stats.expired, stats.superseded) == (2, 1, 0)
+    assert bank.purge() == ["old"]
+    assert bank.purge() == []
+    assert bank.count() == Counts(1, 1)
+
+
+def test_purge_takes_history_only_when_asked(bank):
+    add(bank, "old", 1, id="a")
+    add(bank, "new", 2, id="a", supersede=True)
+    assert bank.purge() == []
+    assert bank.stats().superseded == 1
+    assert bank.purge(history=True) == ["a"]
+    assert [version.text for version in bank.history("a")] == ["new"]
+
+
+def test_an_expired_text_that_is_added_again_lives_again(bank):
+    add(bank, "sand", 1, expires_at="2020-01-01")
+    assert texts(bank) == []
+    assert add(bank, "sand", 1).status == "unchanged"
+    assert texts(bank) == ["sand"]
+
+
+# Namespaces and tags.
+
+
+def test_namespaces_hold_documents_of_the_same_id_apart(bank):
+    add(bank, "sand", 1, id="a")
+    assert add(bank, "silt", 2, id="a", namespace="news").status == "added"
+    assert add(bank, "sand", 3, namespace="news").status == "added"
+    assert bank.get("a").text == "sand"
+    assert bank.get("a", namespace="news").text == "silt"
+    assert bank.stats().namespaces == ("default", "news")
+    assert bank.delete("a", namespace="news")
+    assert not bank.delete("a", namespace="none")
+    assert bank.get("a").text == "sand"
+    with pytest.raises(UnknownIdError, match=r"no document with id 'a' is in .* namespace 'news'"):
+        bank.get("a", namespace="news")
+
+
+def test_tags_are_kept_sorted_and_taken_over(bank):
+    add(bank, "sand", 1, id="a", tags=["wet", "fine", "wet"])
+    assert bank.get("a").tags == ("fine", "wet")
+    bank.add([(Document(text="sand", id="a", tags=["dry"]), [])])
+    assert bank.get("a").tags == ("dry",)
+    assert bank.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"namespace": " "}, "document 'a': expected namespace to be a word"),
+        ({"tags": "x"}, "document 'a': expected tags to be a list of str"),
+        ({"tags": [""]}, "document 'a': expected a tag to be a word"),
+        ({"tags": None}, "document 'a': expected tags to be a list"),
+        ({"expires_at": "soon"}, "document 'a': expected expires_at as in"),
+    ],
+)
+def test_fields_that_cannot_be_stored_are_refused(bank, fields, message):
+    with pytest.raises(DocumentError, match=message):
+        add(bank, "sand", 1, id="a", **fields)
+
+
+@pytest.mark.parametrize(
+    "change", ["namespace = 'x'", "tags = '[\"x\"]'", "expires_at = 'x'", "superseded_at = 'x'"]
+)
+def test_a_changed_field_is_found(bank, path, change):
+    add(bank, "sand", 1, id="a")
+    outside = sqlite3.connect(path)
+    outside.execute("UPDATE documents SET " + change)  # noqa: S608
+    outside.commit()
+    outside.close()
+    assert [problem.document_id for problem in bank.verify()] == ["a"]
+
+
+# Forgetting.
+
+
+def in_files(path: Path, wanted: bytes) -> list[str]:
+    return [file.name for file in path.parent.glob(f"{path.name}*") if wanted in file.read_bytes()]
+
+
+@pytest.mark.parametrize("how", ["delete", "update", "purge", "history"])
+def test_forgotten_bytes_are_gone_from_the_file_and_its_log(bank, path, how):
+    large = (4, 2, 4, 16, 64)  # over many pages
+    text = "The password is swordfish. " * 300
+    piece = make_piece(text, 7, shape=large)
+    expiry = "2020-01-01" if how == "purge" else None
+    for n in range(5):
+        other = make_piece("other", 100 + n, shape=large)
+        bank.add([(Document(text=f"other text {n}", id=f"{n}"), [other])])
+    bank.add([(Document(text=text, id="secret", expires_at=expiry), [piece])])
+    for n in range(5, 8):
+        other = make_piece("other", 100 + n, shape=large)
+        bank.add([(Document(text=f"other text {n}", id=f"{n}"), [other])])
+    raw = tensor_to_bytes(piece.memory)
+    wanted = [b"swordfish", tensor_to_bytes(piece.key)]
+    wanted += [raw[start : start + 64] for start in range(0, len(raw), 4096)]
+    assert all(in_files(path, part) for part in wanted)
+    newer = Document(text="nothing", id="secret", supersede=how == "history")
+    if how in ("update", "history"):
+        bank.add([(newer, [make_piece("nothing", 8, shape=large)])])
+    if how == "delete":
+        assert bank.delete("secret")
+    if how in ("purge", "history"):
+        assert bank.purge(history=True) == ["secret"]
+    bank.wipe_log()
+    assert [part for part in wanted if in_files(path, part)] == []
+    bank.vacuum()
+    assert [part for part in wanted if in_files(path, part)] == []
+    assert bank.verify() == []
+    assert all(make_entry(f"other text {n}")[0].text == bank.get(f"{n}").text for n in range(8))
+
+
+def test_a_log_that_is_being_read_is_not_wiped(bank, path):
+    add(bank, "sand", 1, id="a")
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM documents").fetchone()
+    add(bank, "silt", 2, id="b")
+    assert bank.wipe_log() is False
+    reader.close()
+    assert bank.wipe_log() is True

@@ -1,0 +1,159 @@
+"""Filters: checked, and the same whether applied to one document, to columns or in SQL."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from cmt.dates import ends, known_from
+from cmt.errors import InputError
+from cmt.matching import KeyIndex
+from cmt.records import Document
+from cmt.selection import FieldColumns, Fields, Selection, check_tags, select
+from tests.unit.bank_pieces import make_entry, make_key
+
+SELECTIONS = [
+    {},
+    {"namespace": None},
+    {"namespace": "news"},
+    {"namespace": "none"},
+    {"tags": ["a"]},
+    {"tags": ["b", "a"]},
+    {"tags": ["c"], "namespace": None},
+    {"since": "2024-06"},
+    {"until": "2024-06"},
+    {"until": "2024-05-31", "since": "2024-05-31"},
+    {"since": "2023", "until": "2025", "tags": ["a"], "namespace": None},
+    {"as_of": "2024-05-30"},
+    {"as_of": "2024-05-31"},
+    {"as_of": "2024-06-15"},
+    {"as_of": "2030-01-01"},
+    {"as_of": "9000-01-01", "namespace": None},
+]
+LABELS = itertools.product(["default", "news"], [(), ("a",), ("a", "b"), ("c",)])
+DATES = [None, "2024-05-31", "2024-06-01T12:00", "2024", "not a date"]
+EXPIRIES = [None, "2024-06-10", "2999-01-01"]
+DOCUMENTS = [
+    Document(
+        text=f"text {n}", id=f"{n}", namespace=namespace, tags=tags, date=date, expires_at=expiry
+    )
+    for n, ((namespace, tags), date, expiry) in enumerate(
+        itertools.product(LABELS, DATES, EXPIRIES)
+    )
+]
+
+
+@pytest.fixture
+def filled(bank):
+    """All combinations of fields, and every third document superseded."""
+    bank.add([make_entry("before", 0, id="x")])
+    bank.add([(d, make_entry(d.text, n)[1]) for n, d in enumerate(DOCUMENTS)])
+    for n, document in list(enumerate(DOCUMENTS))[::3]:
+        _, pieces = make_entry("newer text", 1000 + n)
+        newer = Document(
+            text="newer text",
+            id=document.id,
+            namespace=document.namespace,
+            date="2024-06-05",
+            supersede=True,
+        )
+        bank.add([(newer, pieces)])
+    return bank
+
+
+@pytest.mark.parametrize("filters", SELECTIONS, ids=str)
+def test_a_filter_selects_the_same_in_sql_in_columns_and_by_itself(filled, filters):
+    selection = select(**filters)
+    every = [
+        version
+        for document in filled.documents()
+        for version in filled.history(document.id, namespace=document.namespace)
+    ]
+    expected = {
+        (version.namespace, version.id, version.text)
+        for version in every
+        if selection.takes(
+            Fields(
+                document=0,
+                namespace=version.namespace,
+                tags=version.tags,
+                starts=known_from(version.date, version.added_at),
+                superseded=ends(version.superseded_at),
+                expires=ends(version.expires_at),
+            )
+        )
+    }
+    listed = list(filled.documents(selection=selection))
+    assert {(d.namespace, d.id, d.text) for d in listed} == expected
+    (hits,) = KeyIndex(filled).search(make_key(5)[None], 1000, selection)
+    sources = filled.sources([hit.memory_id for hit in hits])
+    assert {(s.namespace, s.document_id, s.excerpt) for s in sources} == expected
+    assert len(hits) == len(expected)
+
+
+def test_filters_come_before_top_k(filled):
+    """The best of what is selected, however much of what isn't is better."""
+    index = KeyIndex(filled)
+    selection = select(namespace="news", tags=["a", "b"])
+    (everything,) = index.search(make_key(7)[None], 10_000, selection)
+    assert len(everything) == 5
+    (best,) = index.search(make_key(7)[None], 3, selection)
+    assert best == everything[:3]
+    (all_of_all,) = index.search(make_key(7)[None], 3, select(namespace=None))
+    assert all_of_all != best
+
+
+@pytest.mark.parametrize("few", [1, 10_000])
+def test_copied_rows_and_masked_scores_find_the_same(filled, monkeypatch, few):
+    monkeypatch.setattr("cmt.matching._FEW", few)
+    (hits,) = KeyIndex(filled).search(make_key(7)[None], 4, select(tags=["a"]))
+    monkeypatch.undo()
+    assert hits == KeyIndex(filled).search(make_key(7)[None], 4, select(tags=["a"]))[0]
+
+
+def test_an_index_follows_fields_that_change_without_the_text(bank):
+    bank.add([make_entry("sand", 1, id="a"), make_entry("silt", 2, id="b")])
+    index = KeyIndex(bank)
+    assert index.search(make_key(1)[None], 5, select(tags=["x"])) == [[]]
+    bank.add([(Document(text="sand", id="a", tags=["x"]), [])])
+    (hits,) = index.search(make_key(1)[None], 5, select(tags=["x"]))
+    assert [hit.memory_id for hit in hits] == [1]
+    bank.add([(Document(text="sand", id="a", expires_at="2020-01-01"), [])])
+    (hits,) = index.search(make_key(1)[None], 5)
+    assert [hit.memory_id for hit in hits] == [2]
+
+
+def test_columns_stay_right_when_rows_go(bank):
+    columns = FieldColumns()
+    columns.reserve(4)
+    fields = [Fields(n, f"n{n}", (), float(n), np.inf, np.inf) for n in range(3)]
+    columns.append(fields)
+    columns.remove(0)
+    assert (columns.document(0), columns.starts(0)) == (2, 2.0)
+    assert columns.selected(Selection(namespace="n2")).tolist() == [0]
+    assert columns.selected(Selection(namespace="n0")).tolist() == []
+    assert columns.selected(Selection(namespace=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"namespace": ""}, "expected namespace to be a word or a few on one line, got ''"),
+        ({"namespace": 3}, "expected namespace to be a word"),
+        ({"namespace": " a"}, "expected namespace to be a word"),
+        ({"tags": "a"}, "expected tags to be a list of str, got 'a'"),
+        ({"tags": ["a\nb"]}, "expected a tag to be a word"),
+        ({"since": "soon"}, "expected since as in 2026-01-31"),
+        ({"until": "soon"}, "expected until as in"),
+        ({"as_of": "2026-99-01"}, "expected as_of as in"),
+    ],
+)
+def test_wrong_filters_are_refused(filters, message):
+    with pytest.raises(InputError, match=message):
+        select(**filters)
+
+
+def test_tags_are_sorted_each_once():
+    assert check_tags(["b", "a", "b"]) == ("a", "b")
