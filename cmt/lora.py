@@ -33,11 +33,19 @@ class Lora(nn.Module):
     Set `compiled` when the model's layers are compiled with dynamic shapes.
     """
 
-    def __init__(self, model: PreTrainedModel, rank: int, alpha: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rank: int,
+        alpha: int,
+        targets: str | list[str] = "all-linear",
+    ) -> None:
         """Lay fresh adapters over every linear layer of `model` but its output head.
 
+        `targets` names layers, by the end of their names, that alone get adapters.
+
         Raises:
-            InputError: The model has adapters already.
+            InputError: The model has adapters already, or no layer of those names.
         """
         super().__init__()
         if any(isinstance(module, LoraLayer) for module in model.modules()):
@@ -48,11 +56,16 @@ class Lora(nn.Module):
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha,
-            target_modules="all-linear",
+            target_modules=targets,
             task_type="CAUSAL_LM",
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         )
-        inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+        try:
+            inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+        except ValueError as error:
+            raise InputError(
+                f"expected linear layers called {targets}, got none: {error}"
+            ) from error
         self._model = (model,)  # in a tuple: no part of this module
         self._layers: list[Any] = []  # LoraLayers; PEFT leaves their parts untyped
         for name, module in model.named_modules():

@@ -168,11 +168,7 @@ def evaluate(  # noqa: PLR0913
     base, config = compressor.base, compressor.config
     bank = bank or learn(compressor, dataset)
     prompts = question_tokens(base.tokenizer, [q.text for q in dataset.questions])
-    questions = encode_question_vectors(compressor, prompts)
-    scores_QD = questions.keys_QC @ bank.keys.T * compressor.scale()
-    if shortlist and questions.vectors is not None and bank.vectors_DKV is not None:
-        vectors = questions.vectors
-        scores_QD = _compared(scores_QD, vectors, bank.vectors_DKV, shortlist, batch_size)
+    scores_QD = match_scores(compressor, bank, prompts, shortlist, batch_size)
     match_seconds = 0.0
     if rerank > 1:
         began = time.perf_counter()
@@ -223,6 +219,22 @@ def evaluate(  # noqa: PLR0913
         compress_seconds=bank.seconds,
         answer_seconds=seconds,
     )
+
+
+def match_scores(
+    compressor: Compressor,
+    bank: ResidentBank,
+    prompts: Sequence[Sequence[int]],
+    shortlist: int,
+    batch_size: int,
+) -> Tensor:
+    """Self-matching: logits of every question (tokenised) with every memory, (Q, D)."""
+    questions = encode_question_vectors(compressor, prompts)
+    scores_QD = questions.keys_QC @ bank.keys.T * compressor.scale()
+    if shortlist and questions.vectors is not None and bank.vectors_DKV is not None:
+        vectors = questions.vectors
+        scores_QD = _compared(scores_QD, vectors, bank.vectors_DKV, shortlist, batch_size)
+    return scores_QD
 
 
 def rerank_scores(

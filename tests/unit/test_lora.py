@@ -122,3 +122,11 @@ def test_adapters_lie_on_every_linear_layer_but_the_head() -> None:
     assert len(layers) == 3 * 7
     assert not any("lm_head" in name for name in layers)
     assert all(name.startswith("model/layers/") for name in layers)
+
+
+def test_adapters_on_some_layers_only():
+    lora = Lora(tiny.model("llama"), rank=2, alpha=4, targets=["k_proj", "v_proj"])
+    names = {name.split("/")[-2] for name, _ in lora.named_parameters()}
+    assert names == {"k_proj", "v_proj"}
+    with pytest.raises(InputError, match=r"expected linear layers called \['k_proj'\], got none"):
+        Lora(tiny.model("gpt2"), rank=2, alpha=4, targets=["k_proj"])

@@ -1,0 +1,66 @@
+"""Batches of prompts to answers, the same way for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cmt.aggregation import Prefix
+from cmt.base_model import BaseModel
+from cmt.errors import InputError
+from cmt.generation import Sampling, generate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerConfig:
+    """How answers are generated, greedily.
+
+    Attributes:
+        max_new_tokens: Longest answer.
+        batch_size: Questions answered at a time.
+    """
+
+    max_new_tokens: int = 24
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"expected {name} of at least 1, got {getattr(self, name)}")
+
+
+def generated(
+    reader: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    config: AnswerConfig,
+    *,
+    prefix_of: Callable[[list[int]], Prefix] | None = None,
+    start: int = 0,
+    stop_tokens: Sequence[int] = (),
+) -> list[str]:
+    """The answer after each prompt.
+
+    Args:
+        reader: The model that answers.
+        prompts: Token ids.
+        config: How.
+        prefix_of: The memories to read before the prompts of these numbers; None: none.
+        start: Position of a prompt's first token.
+        stop_tokens: End an answer, like the model's own end token.
+    """
+    answers = [""] * len(prompts)
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding
+    for place in range(0, len(prompts), config.batch_size):
+        rows = by_length[place : place + config.batch_size]
+        outputs = generate(
+            reader,
+            [prompts[i] for i in rows],
+            None if prefix_of is None else prefix_of(rows),
+            start=start,
+            sampling=Sampling(max_new_tokens=config.max_new_tokens),
+            stop_tokens=stop_tokens,
+        )
+        for i, tokens in zip(rows, outputs, strict=True):
+            answers[i] = str(reader.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+    return answers

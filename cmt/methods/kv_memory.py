@@ -1,0 +1,195 @@
+"""Our CMT: a memory is keys and values, the k best are read side by side by the frozen model.
+
+The same compressing, matching and re-ranking as `Memory`, with the bank on the model's device.
+
+Shape legend: D memories (pieces of documents), Q questions, M memories read by a question,
+K tokens of a memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from cmt.aggregation import Prefix, aggregate_resident, matching_weights
+from cmt.checkpoint import from_pretrained
+from cmt.compressor import Compressor
+from cmt.datasets.qa import QADataset
+from cmt.errors import InputError
+from cmt.evaluation.qa import ResidentBank, learn, match_scores, rerank_scores
+from cmt.late_interaction import SHORTLIST
+from cmt.methods.answering import AnswerConfig, generated
+from cmt.methods.materials import Materials
+from cmt.methods.method import Reply, Stored
+from cmt.opening import find_checkpoint
+from cmt.reading import question_tokens, reading_start
+from cmt.records import Document
+from cmt.training import train
+
+FOUND = 5  # documents told for R@5
+MOST_PLACES = 65_536  # memory tokens that a batch of questions reads together
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KvMemoryConfig:
+    """How memories are found and read, and how a compressor is trained for the benchmark.
+
+    Attributes:
+        top_k: Memories read for a question; 0: the whole bank, weighted by how they match.
+        rerank: Memories found and re-ranked by the frozen model; 0: none.
+        shortlist: Memories compared by late interaction, where the compressor has it; 0: none.
+        alpha, matching: Of the training objective; None leaves what the recipe says.
+    """
+
+    top_k: int = 1
+    rerank: int = 0
+    shortlist: int = SHORTLIST
+    alpha: float | None = None
+    matching: float | None = None
+    batch_tokens: int = 16384
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below their least."""
+        for name, least in (("top_k", 0), ("rerank", 0), ("shortlist", 0), ("batch_tokens", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"expected {name} of at least {least}, got {getattr(self, name)}")
+
+
+class KvMemory:
+    """Documents become key/value memories, found by self-matching.
+
+    Attributes:
+        reader: The frozen model; its adapters are off while it reads.
+    """
+
+    def __init__(
+        self, compressor: Compressor, config: KvMemoryConfig, answers: AnswerConfig
+    ) -> None:
+        """Answer with a trained compressor."""
+        self.reader = compressor.base
+        self._compressor, self._config, self._answers = compressor, config, answers
+        self.reset()
+
+    @classmethod
+    def build(cls, materials: Materials, config: KvMemoryConfig) -> KvMemory:
+        """With the compressor of `materials.checkpoint`, or the shipped one.
+
+        Raises:
+            CheckpointError: There is none for the base model.
+        """
+        folder = find_checkpoint(materials.base.name, materials.checkpoint)
+        return cls(from_pretrained(materials.base, folder), config, materials.answers)
+
+    def reset(self) -> None:
+        """Empty the bank."""
+        self._bank: ResidentBank | None = None
+        self._documents = 0
+
+    def learn(self, documents: Sequence[Document]) -> None:
+        """Compress each document, a long one in pieces, in one pass each."""
+        if not documents:
+            return
+        window = QADataset(
+            name="stream", documents=tuple(documents), articles=(0,) * len(documents), questions=()
+        )
+        fresh = learn(self._compressor, window, batch_tokens=self._config.batch_tokens)
+        fresh.owners_D += self._documents
+        self._documents += len(documents)
+        self._bank = fresh if self._bank is None else _joined(self._bank, fresh)
+
+    @torch.no_grad()
+    def answer(self, questions: Sequence[str]) -> list[Reply]:
+        """Self-match, re-rank, aggregate, generate.
+
+        Raises:
+            InputError: Nothing was learned yet.
+        """
+        bank, config, base = self._bank, self._config, self.reader
+        if bank is None:
+            raise InputError("expected at least one document learned before a question, got none")
+        prompts = question_tokens(base.tokenizer, questions)
+        size = self._answers.batch_size
+        scores_QD = match_scores(self._compressor, bank, prompts, config.shortlist, size)
+        if config.rerank > 1:
+            scores_QD = rerank_scores(
+                self._compressor, bank, prompts, scores_QD, config.rerank, size
+            )
+        M = min(config.top_k or len(bank.keys), len(bank.keys))
+        best = scores_QD.topk(max(M, min(2 * FOUND, len(bank.keys))), dim=1)
+        K = self._compressor.config.memory_tokens
+
+        def prefix_of(rows: list[int]) -> Prefix:
+            weights = matching_weights(best.values[rows, :M], 1.0)
+            return aggregate_resident(bank.memories, best.indices[rows, :M], weights)
+
+        texts = generated(
+            base,
+            prompts,
+            replace(self._answers, batch_size=max(1, min(size, MOST_PLACES // (M * K)))),
+            prefix_of=prefix_of,
+            start=reading_start(self._compressor.config.max_piece_tokens),
+        )
+        owners = bank.owners_D[best.indices[:, : 2 * FOUND]].tolist()
+        return [
+            Reply(
+                text=text,
+                text_tokens=len(prompt),
+                memory_tokens=M * K,
+                documents=tuple(dict.fromkeys(own))[:FOUND],
+            )
+            for text, prompt, own in zip(texts, prompts, owners, strict=True)
+        ]
+
+    def stored(self) -> Stored:
+        """Memories, keys and vectors; the compressor's own weights."""
+        bank = self._bank
+        parts = [] if bank is None else [bank.memories, bank.keys, bank.vectors_DKV]
+        grown = sum(p.numel() * p.element_size() for p in parts if p is not None)
+        trained = self._compressor.parameters()
+        return Stored(documents=grown, fixed=sum(p.numel() * p.element_size() for p in trained))
+
+
+class TrainedKvMemory(KvMemory):
+    """The same, with a compressor trained on the benchmark's training part alone."""
+
+    @classmethod
+    def build(cls, materials: Materials, config: KvMemoryConfig) -> TrainedKvMemory:
+        """Train as `materials.recipe` says, for as long as the benchmark allows, or load.
+
+        Raises:
+            ModelError: The base model can't be loaded by its name a second time.
+        """
+        recipe = materials.recipe
+        changes = {
+            name: value
+            for name in ("alpha", "matching")
+            if (value := getattr(config, name)) is not None
+        }
+        run = replace(
+            recipe,
+            base_model=materials.base.name,
+            steps=materials.steps,
+            minutes=materials.minutes,
+            seed=materials.seed,
+            objectives=replace(recipe.objectives, **changes),
+        )
+        folder = materials.state_folder("kv_memory", run)
+        resume = (folder / "state").exists()
+        compressor = train(run, materials.training, folder, resume=resume)
+        compressor.eval().requires_grad_(False)
+        return cls(compressor, config, materials.answers)
+
+
+def _joined(bank: ResidentBank, fresh: ResidentBank) -> ResidentBank:
+    vectors = None
+    if bank.vectors_DKV is not None and fresh.vectors_DKV is not None:
+        vectors = torch.cat([bank.vectors_DKV, fresh.vectors_DKV])
+    return ResidentBank(
+        memories=torch.cat([bank.memories, fresh.memories]),
+        keys=torch.cat([bank.keys, fresh.keys]),
+        owners_D=torch.cat([bank.owners_D, fresh.owners_D]),
+        seconds=bank.seconds + fresh.seconds,
+        vectors_DKV=vectors,
+    )

@@ -1,0 +1,114 @@
+"""The matrix: every method of the benchmark keeps the interface's promises, on a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cmt.base_model import BaseModel
+from cmt.methods import ABLATIONS, METHODS, Method, Row
+from tests import small
+from tests.unit import method_pieces
+
+ROWS = {**METHODS, **ABLATIONS}
+DATA = small.dataset(20)
+ASKED = [question.text for question in DATA.questions][:10]
+FINDS = ("gold_text", "bm25", "dense", "kv_", "cmt_paper")
+TUNES = ("uniform", "salient_spans", "camels")
+
+
+@pytest.fixture(scope="module", params=list(ROWS))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("methods")
+
+
+@pytest.fixture(scope="module")
+def row(name: str) -> Row:
+    return ROWS[name]
+
+
+@pytest.fixture(scope="module")
+def method(row: Row, folder: Path) -> Method:
+    return method_pieces.build(row, folder)
+
+
+def test_learning_and_answering(method: Method, name: str) -> None:
+    method.reset()
+    method.learn(DATA.documents[:12])
+    method.learn(DATA.documents[12:])
+    replies = method.answer(ASKED)
+    assert len(replies) == len(ASKED)
+    assert all(isinstance(reply.text, str) and reply.text_tokens > 0 for reply in replies)
+    found = [reply.documents for reply in replies]
+    if name.startswith(FINDS) and name != "cmt_paper_without_top_k":
+        assert all(found)
+    for own in found:
+        assert len(set(own)) == len(own) <= 5
+        assert all(0 <= number < 20 for number in own)
+
+
+def test_two_calls_learn_what_one_learns_and_reset_forgets(method: Method) -> None:
+    method.reset()
+    empty = method.stored()
+    method.learn(DATA.documents[:12])
+    method.learn(DATA.documents[12:])
+    twice, stored = method.answer(ASKED), method.stored()
+    method.reset()
+    assert method.stored() == empty
+    method.learn(DATA.documents)
+    assert method.stored() == stored
+    assert [reply.text for reply in method.answer(ASKED)] == [reply.text for reply in twice]
+
+
+def test_bytes_grow_with_documents_or_a_copy_is_kept(method: Method, name: str) -> None:
+    method.reset()
+    none = method.stored()
+    assert none.documents == 0
+    method.learn(DATA.documents)
+    stored = method.stored()
+    assert stored.fixed == none.fixed
+    if name == "closed_book":
+        assert stored.documents == stored.fixed == 0
+    elif name in TUNES:
+        assert stored.documents == 0
+        assert stored.fixed > 0
+    else:
+        assert stored.documents > 0
+
+
+def test_learning_writes_no_weight_but_a_copys(method: Method, name: str) -> None:
+    method.reset()
+    before = method.reader.digest()
+    method.learn(DATA.documents)
+    assert (method.reader.digest() == before) == (name not in TUNES)
+    method.reset()
+    assert method.reader.digest() == before
+
+
+def test_the_base_model_is_never_written(row: Row, folder: Path) -> None:
+    made = method_pieces.materials(folder)
+    before = made.base.digest()
+    for package in row.needs:
+        pytest.importorskip(package)
+    method = row.build(made, method_pieces.tiny_config(row))
+    method.learn(DATA.documents[:4])
+    method.answer(ASKED[:2])
+    assert made.base.digest() == before
+    assert isinstance(method.reader, BaseModel)
+
+
+def test_a_trained_method_is_trained_once(row: Row, folder: Path, method: Method) -> None:
+    states = folder / "states"
+    before = {file: file.stat().st_mtime_ns for file in states.rglob("metrics.jsonl")}
+    again = method_pieces.build(row, folder)
+    assert {file for file in states.rglob("metrics.jsonl")} == set(before)
+    method.reset()
+    for made in (method, again):
+        made.learn(DATA.documents)
+    assert [r.text for r in again.answer(ASKED)] == [r.text for r in method.answer(ASKED)]
