@@ -1,7 +1,7 @@
 """How long self-matching's search takes over a full bank.
 
 Builds a real bank in a temporary folder, with tiny memory tensors and keys of full size, and
-prints JSON: milliseconds of a search, of following the bank, of the first load, and of an add.
+prints JSON: milliseconds of a search (filtered or not), of following the bank, of the first load.
 
     python benchmarks/matching.py --memories 100000 --key-size 576
 """
@@ -27,9 +27,13 @@ from torch.nn.functional import normalize
 from cmt.bank import Bank
 from cmt.matching import KeyIndex
 from cmt.records import Document, EncodedPiece, Fingerprint
+from cmt.selection import select
 
 FINGERPRINT = Fingerprint(base_model="benchmark", compressor="benchmark")
 DOCUMENTS_A_BATCH = 1000
+HALF = select(namespace="other")
+ONE_IN_20 = select(namespace=None, tags=["tag 7"])
+DATED = select(namespace=None, since="2005", as_of="2020-06-01")
 
 
 def main() -> None:
@@ -74,7 +78,15 @@ def fill(bank: Bank, memories: int, key_size: int, generator: torch.Generator) -
 def entry(text: str, key: torch.Tensor) -> tuple[Document, list[EncodedPiece]]:
     memory = torch.ones(1, 2, 1, 1, 2, dtype=torch.bfloat16)
     piece = EncodedPiece(start=0, end=len(text), tokens=1, key=key, memory=memory)
-    return Document(text=text, id=text), [piece]
+    number = int(text.rsplit(maxsplit=1)[1])
+    document = Document(
+        text=text,
+        id=text,
+        namespace=("default", "other")[number % 2],
+        tags=[f"tag {number % 20}"],
+        date=f"{2000 + number % 25}-01-01",
+    )
+    return document, [piece]
 
 
 def random_keys(how_many: int, key_size: int, generator: torch.Generator) -> torch.Tensor:
@@ -105,6 +117,15 @@ def measure(
         "first_load": timed(lambda: KeyIndex(bank).refresh, 3),
         "search_1_query": timed(
             lambda: lambda: index.search(queries[:1], arguments.top_k), repeats
+        ),
+        "search_1_query_half_the_namespaces": timed(
+            lambda: lambda: index.search(queries[:1], arguments.top_k, HALF), repeats
+        ),
+        "search_1_query_one_tag_in_20": timed(
+            lambda: lambda: index.search(queries[:1], arguments.top_k, ONE_IN_20), repeats
+        ),
+        "search_1_query_as_of_and_since": timed(
+            lambda: lambda: index.search(queries[:1], arguments.top_k, DATED), repeats
         ),
         "search_16_queries": timed(lambda: lambda: index.search(queries, arguments.top_k), repeats),
         "refresh_nothing_new": timed(lambda: index.refresh, repeats),
