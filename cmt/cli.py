@@ -13,6 +13,7 @@ from cmt.commands.chat import chat
 from cmt.commands.demo import demo
 from cmt.commands.evaluate import evaluate
 from cmt.commands.fetch import fetch
+from cmt.commands.serve import serve
 from cmt.commands.train import train
 from cmt.errors import CMTError
 
@@ -60,6 +61,7 @@ for _command in (
     fetch,
     train,
     evaluate,
+    serve,
 ):
     main.add_command(_command)
 

@@ -1,0 +1,200 @@
+"""Dynamic batching: questions that wait at the same moment are answered in one batch.
+
+The event loop gathers them, one thread runs the model. A batch is generated a token at a time;
+each asker gets pieces of text as they come, and a batch ends as soon as nobody is left who
+wants more of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from cmt.answering import Reading
+from cmt.errors import CMTError
+from cmt.memory import Memory
+from cmt.server.errors import OverloadedError, StoppingError
+from cmt.server.jobs import Done, Event, Found, Job, Piece, Wish
+from cmt.server.metrics import Metrics
+from cmt.server.settings import Settings
+from cmt.server.turns import Turns
+from cmt.streaming import settled
+
+
+class Asking:
+    """The questions that wait, and the thread that answers them."""
+
+    def __init__(self, memory: Memory, settings: Settings, turns: Turns, metrics: Metrics) -> None:
+        self._memory = memory
+        self._settings = settings
+        self._turns = turns
+        self._metrics = metrics
+        self._waiting: deque[Job] = deque()
+        self._arrived = asyncio.Event()
+        self._stopping = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cmt-answers")
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to answer; call it on the event loop."""
+        self._task = asyncio.create_task(self._serve())
+
+    async def stop(self) -> None:
+        """Refuse new questions, answer those that wait, end the thread."""
+        self._stopping = True
+        self._arrived.set()
+        if self._task is not None:
+            await self._task
+        self._thread.shutdown()
+
+    async def ask(self, question: str, wish: Wish, max_new_tokens: int) -> AsyncGenerator[Event]:
+        """What becomes of a question: `Found`, `Piece`s, `Done`; leaving earlier gives it up.
+
+        Raises:
+            OverloadedError: Too many wait.
+            StoppingError: The service is being shut down.
+            TimeoutError: It takes longer than a question may.
+            CMTError: What `Memory.ask` raises.
+        """
+        if self._stopping:
+            raise StoppingError
+        if len(self._waiting) >= self._settings.waiting_questions:
+            raise OverloadedError("questions", self._settings.waiting_questions)
+        job = Job(question, wish, max_new_tokens)
+        self._waiting.append(job)
+        self._metrics.waiting_questions.set(len(self._waiting))
+        self._arrived.set()
+        event: Event | None = None
+        deadline = asyncio.get_running_loop().time() + self._settings.question_seconds
+        try:
+            while not isinstance(event, Done):
+                async with asyncio.timeout_at(deadline):
+                    event = await job.next_event()
+                yield event
+        finally:
+            if not isinstance(event, Done):
+                job.left = True
+                self._metrics.left.inc()
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while batch := await self._gather():
+            self._metrics.batch_size.observe(len(batch))
+            answering = loop.run_in_executor(self._thread, self._answer, batch)
+            await asyncio.wait([answering])
+            if (error := answering.exception()) is not None:  # a bug or a full GPU: go on
+                for job in batch:
+                    job.tell(error)
+
+    async def _gather(self) -> list[Job]:
+        """The next batch; empty when there is none to come."""
+        while not self._waiting:
+            if self._stopping:
+                return []
+            await self._arrival()
+        try:
+            async with asyncio.timeout(self._settings.batch_wait_seconds):
+                while len(self._waiting) < self._settings.batch_size and not self._stopping:
+                    await self._arrival()
+        except TimeoutError:
+            pass
+        first = self._waiting.popleft()
+        batch, others = [first], deque[Job]()
+        for job in self._waiting:
+            joins = job.wish == first.wish and not first.wish.alone
+            fits = joins and len(batch) < self._settings.batch_size
+            (batch if fits else others).append(job)
+        self._waiting = others
+        self._metrics.waiting_questions.set(len(others))
+        return batch
+
+    async def _arrival(self) -> None:
+        self._arrived.clear()
+        await self._arrived.wait()
+
+    # On the model's thread from here on.
+
+    def _answer(self, batch: Sequence[Job]) -> None:
+        came = time.perf_counter()
+        with self._turns():
+            self._metrics.turn_wait.observe(time.perf_counter() - came)
+            self._answer_together([job for job in batch if not job.left])
+
+    def _answer_together(self, jobs: Sequence[Job]) -> None:
+        if not jobs:
+            return
+        try:
+            self._generate(jobs)
+        except CMTError as error:
+            if len(jobs) == 1:
+                jobs[0].tell(error)
+                return
+            for job in jobs:  # one of them is to blame: which?
+                self._answer_together([job])
+
+    def _generate(self, jobs: Sequence[Job]) -> None:
+        wish = jobs[0].wish
+        reading, steps = self._memory.steps(
+            [job.question for job in jobs],
+            memory=wish.memory,
+            top_k=wish.top_k,
+            rerank=wish.rerank,
+            sampling=wish.sampling(max(job.max_new_tokens for job in jobs)),
+            min_score=wish.min_score,
+            **wish.filters,
+        )
+        rows = [_Row(job, reading, place) for place, job in enumerate(jobs)]
+        if not wish.search:
+            for step in steps:
+                for row, token in zip(rows, step, strict=True):
+                    row.take(token)
+                if all(row.ended for row in rows):
+                    break
+        for row in rows:
+            row.end(cut=False)
+            self._metrics.generated_tokens.inc(len(row.tokens))
+
+
+class _Row:
+    """One question of a batch, its tokens and what of their text has been told."""
+
+    def __init__(self, job: Job, reading: Reading, place: int) -> None:
+        self.job = job
+        self.tokens: list[int] = []
+        self.ended = False
+        self._reading = reading
+        self._place = place
+        self._told = ""
+        job.tell(Found(reading.matches[place]))
+
+    def take(self, token: int | None) -> None:
+        """Another token; None where the model has ended the answer."""
+        if self.ended:
+            return
+        if token is None or self.job.left:
+            self.end(cut=False)
+            return
+        self.tokens.append(token)
+        if len(self.tokens) == self.job.max_new_tokens:
+            self.end(cut=True)
+        else:
+            self._tell(settled(self._reading.decode(self.tokens)))
+
+    def end(self, *, cut: bool) -> None:
+        """Tell the rest and the whole answer, once."""
+        if self.ended:
+            return
+        self.ended = True
+        tokens: list[list[int]] = [[] for _ in self._reading.questions]
+        tokens[self._place] = self.tokens
+        answer = self._reading.answers(tokens)[self._place]
+        self._tell(answer.text)
+        self.job.tell(Done(answer, cut))
+
+    def _tell(self, text: str) -> None:
+        if piece := text[len(self._told) :]:
+            self._told = text
+            self.job.tell(Piece(piece))

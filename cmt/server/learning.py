@@ -1,0 +1,160 @@
+"""Documents on their way into the bank while questions go on being answered.
+
+Requests take turns, a few documents each, on one thread; within a document, each pass of the
+compressor takes its turn with the batches of questions (`turns.py`). What a request is told is
+on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field, fields
+from itertools import islice
+
+from cmt.memory import Memory
+from cmt.records import AddReport, Document, Failure
+from cmt.server.errors import OverloadedError, StoppingError
+from cmt.server.metrics import Metrics
+from cmt.server.settings import Settings
+from cmt.server.turns import Turns
+
+DOCUMENTS_AT_ONCE = 8  # before it is another request's turn
+
+NOTHING = AddReport(
+    added=(),
+    updated=(),
+    unchanged=(),
+    failed=(),
+    memories=0,
+    memory_bytes=0,
+    tokens=0,
+    seconds=0.0,
+)
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    documents: Iterator[Document | Failure]
+    report: AddReport = NOTHING
+    left: bool = False
+    events: asyncio.Queue[AddReport | BaseException | None] = field(default_factory=asyncio.Queue)
+
+
+class Learning:
+    """The requests that bring documents, and the thread that learns them."""
+
+    def __init__(self, memory: Memory, settings: Settings, turns: Turns, metrics: Metrics) -> None:
+        self._memory = memory
+        self._settings = settings
+        self._turns = turns
+        self._metrics = metrics
+        self._waiting: deque[_Request] = deque()
+        self._arrived = asyncio.Event()
+        self._stopping = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cmt-learns")
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to learn; call it on the event loop."""
+        self._task = asyncio.create_task(self._serve())
+
+    async def stop(self) -> None:
+        """Refuse new requests, finish those that wait, end the thread."""
+        self._stopping = True
+        self._arrived.set()
+        if self._task is not None:
+            await self._task
+        self._thread.shutdown()
+
+    async def learn(self, documents: Iterable[Document | Failure]) -> AsyncGenerator[AddReport]:
+        """Reports that grow as the documents are learned; the last one is whole.
+
+        Leaving earlier stops it after the documents in hand. `documents` is read on the
+        learning thread, where nothing else is written meanwhile.
+
+        Raises:
+            OverloadedError: Too many requests wait.
+            StoppingError: The service is being shut down.
+            TimeoutError: It takes longer than learning may.
+            CMTError: What `Memory.add` or `documents` raises.
+        """
+        if self._stopping:
+            raise StoppingError
+        if len(self._waiting) >= self._settings.waiting_requests:
+            raise OverloadedError("requests with documents", self._settings.waiting_requests)
+        request = _Request(iter(documents))
+        self._waiting.append(request)
+        self._arrived.set()
+        deadline = asyncio.get_running_loop().time() + self._settings.learning_seconds
+        try:
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    event = await request.events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                if event is None:
+                    return
+                yield event
+        finally:
+            request.left = True
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while not self._waiting:
+                if self._stopping:
+                    return
+                self._arrived.clear()
+                await self._arrived.wait()
+            request = self._waiting.popleft()
+            if request.left:
+                continue
+            learning = loop.run_in_executor(self._thread, self._learn_some, request)
+            await asyncio.wait([learning])
+            if (error := learning.exception()) is not None:
+                request.events.put_nowait(error)
+            elif learning.result():
+                request.events.put_nowait(request.report)
+                self._waiting.append(request)
+            else:
+                request.events.put_nowait(request.report)
+                request.events.put_nowait(None)
+
+    def _learn_some(self, request: _Request) -> bool:
+        """Learn the next few documents; False when there were fewer. On the learning thread."""
+        some = list(islice(request.documents, DOCUMENTS_AT_ONCE))
+        if some:
+            report = self._memory.add(
+                some, batch_tokens=self._settings.pass_tokens, turn=self._turn
+            )
+            request.report = merged(request.report, report)
+            for outcome in ("added", "updated", "unchanged", "failed"):
+                self._metrics.documents.labels(outcome).inc(len(getattr(report, outcome)))
+        return len(some) == DOCUMENTS_AT_ONCE
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._turns(), self._metrics.pass_seconds.time():
+            yield
+
+
+def merged(first: AddReport, second: AddReport) -> AddReport:
+    """Two reports as one."""
+    sums = {
+        field.name: getattr(first, field.name) + getattr(second, field.name)
+        for field in fields(AddReport)
+    }
+    return AddReport(**sums)
+
+
+async def last(reports: AsyncGenerator[AddReport]) -> AddReport:
+    """The whole report of a request."""
+    whole = NOTHING
+    async with aclosing(reports):
+        async for report in reports:
+            whole = report
+    return whole

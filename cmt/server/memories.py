@@ -1,0 +1,231 @@
+"""The bank over HTTP: add, list, get, patch, forget, search."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import StreamingResponse
+
+from cmt.errors import UnknownIdError
+from cmt.learning import changed_document
+from cmt.memory import DEFAULT_RERANK
+from cmt.readers import READERS, read_stdin
+from cmt.records import DEFAULT_NAMESPACE, AddReport, Document, Failure
+from cmt.server.errors import ServiceError, public
+from cmt.server.events import event_stream
+from cmt.server.jobs import Found, Wish
+from cmt.server.learning import last
+from cmt.server.schemas import (
+    AddRequest,
+    AddResponse,
+    Deleted,
+    DocumentList,
+    DocumentOut,
+    DocumentSummary,
+    Name,
+    PatchRequest,
+    SearchRequest,
+    SearchResponse,
+    SourceOut,
+)
+from cmt.server.service import Current, Service, unless_left
+
+router = APIRouter(prefix="/v1/memories", tags=["Memories"])
+Id = Annotated[str, Path(min_length=1, max_length=512)]
+Namespace = Annotated[Name, Query()]
+Kind = Literal["txt", "md", "markdown", "html", "htm", "pdf", "jsonl", "ndjson", "csv", "tsv"]
+_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+
+
+@router.post("", response_model=AddResponse, responses=_STREAMED)
+async def add(
+    asked: AddRequest, request: Request, service: Current
+) -> AddResponse | StreamingResponse:
+    """Learn documents. What the response names is on disk.
+
+    One that can't be learned is named under `failed` and the others are kept. With `stream`,
+    reports that grow come as server-sent events.
+    """
+    most = service.settings.max_documents
+    if len(asked.documents) > most:
+        message = f"expected at most {most} documents, got {len(asked.documents)}"
+        raise ServiceError(413, "too_large", message, param="documents")
+    documents = [document.document() for document in asked.documents]
+    return await _learn(service, request, _sized(service, documents), stream=asked.stream)
+
+
+@router.post(
+    "/file",
+    response_model=AddResponse,
+    responses=_STREAMED,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+            },
+        }
+    },
+)
+async def add_file(
+    request: Request,
+    service: Current,
+    kind: Annotated[Kind, Query(description="how to read it")] = "txt",
+    name: Annotated[Name, Query(description="shown as title and source")] = "upload",
+    *,
+    stream: bool = False,
+) -> AddResponse | StreamingResponse:
+    """Learn a file: its bytes are the request's body."""
+    data = await request.body()
+    documents = _sized(service, _documents(data, kind, name))
+    return await _learn(service, request, documents, stream=stream)
+
+
+@router.get("")
+def list_documents(
+    service: Current,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    offset: Annotated[int, Query(ge=0, le=2**62)] = 0,
+    namespace: Annotated[Name | None, Query(description="default: all of them")] = None,
+    tag: Annotated[list[Name] | None, Query(description="documents that have all of these")] = None,
+) -> DocumentList:
+    """The documents in force, in the order they were added."""
+    found = service.memory.documents(
+        limit=limit + 1, offset=offset, namespace=namespace, tags=tag or ()
+    )
+    page = [DocumentSummary.of(stored) for stored in found]
+    return DocumentList(
+        data=page[:limit],
+        total=service.memory.count().documents,
+        limit=limit,
+        offset=offset,
+        has_more=len(page) > limit,
+    )
+
+
+@router.post("/search")
+async def search(asked: SearchRequest, request: Request, service: Current) -> SearchResponse:
+    """The memories that a question finds, best first."""
+    rerank = DEFAULT_RERANK if asked.rerank is None else asked.rerank
+    service.check_question(asked.query, "query")
+    service.check_counts(asked.top_k, rerank)
+    wish = Wish(
+        memory=True,
+        top_k=asked.top_k,
+        rerank=rerank,
+        search=True,
+        namespace=asked.namespace,
+        tags=tuple(asked.tags),
+        since=asked.since,
+        until=asked.until,
+        as_of=asked.as_of,
+    )
+    return await unless_left(request, _found(service, asked.query, wish))
+
+
+@router.get("/{document_id:path}")
+def get(document_id: Id, service: Current, namespace: Namespace = DEFAULT_NAMESPACE) -> DocumentOut:
+    """A document with its text."""
+    return DocumentOut.of(service.memory.get(document_id, namespace=namespace))
+
+
+@router.patch("/{document_id:path}")
+async def patch(
+    document_id: Id,
+    asked: PatchRequest,
+    request: Request,
+    service: Current,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+) -> DocumentOut:
+    """Change fields of a document; a new text is compressed and replaces the old at once.
+
+    With `supersede` the version before a new text stays as history.
+    """
+
+    def changed() -> Iterator[Document]:  # runs where nothing else is written meanwhile
+        stored = service.memory.get(document_id, namespace=namespace)
+        yield replace(changed_document(stored, asked.changes()), supersede=asked.supersede)
+
+    documents = _sized(service, changed())
+    report = await unless_left(request, last(service.learning.learn(documents)))
+    if report.failed:
+        raise ServiceError(400, "invalid_value", public(report.failed[0].reason, service.secrets))
+    return DocumentOut.of(service.memory.get(document_id, namespace=namespace))
+
+
+@router.delete("/{document_id:path}")
+def forget(document_id: Id, service: Current, namespace: Namespace = DEFAULT_NAMESPACE) -> Deleted:
+    """Forget a document, its history and memories."""
+    if not service.memory.forget(document_id, namespace=namespace):
+        raise UnknownIdError(f"no document with id {document_id!r} is in the bank")
+    return Deleted(id=document_id)
+
+
+async def _found(service: Service, query: str, wish: Wish) -> SearchResponse:
+    async with aclosing(service.asking.ask(query, wish, 1)) as events:
+        async for event in events:
+            if isinstance(event, Found):
+                found = event
+    return SearchResponse(data=[SourceOut.of(match) for match in found.matches])
+
+
+async def _learn(
+    service: Service, request: Request, documents: Iterable[Document | Failure], *, stream: bool
+) -> AddResponse | StreamingResponse:
+    reports = service.learning.learn(documents)
+    if stream:
+        return event_stream(_progress(service, reports), service.secrets)
+    return _told(service, await unless_left(request, last(reports)))
+
+
+async def _progress(
+    service: Service, reports: AsyncGenerator[AddReport]
+) -> AsyncGenerator[dict[str, Any]]:
+    async with aclosing(reports):
+        async for report in reports:
+            yield _told(service, report).model_dump()
+
+
+def _told(service: Service, report: AddReport) -> AddResponse:
+    """A report without paths of this machine."""
+    failed = tuple(
+        Failure(
+            document=public(failure.document, service.secrets),
+            reason=public(failure.reason, service.secrets),
+        )
+        for failure in report.failed
+    )
+    return AddResponse.of(replace(report, failed=failed))
+
+
+def _documents(data: bytes, kind: str, name: str) -> Iterator[Document | Failure]:
+    """A file's documents, named after it."""
+    assert kind in READERS
+    for record in read_stdin(io.BytesIO(data), kind=kind):
+        if isinstance(record, Failure):
+            yield replace(record, document=record.document.replace("stdin", name, 1))
+        else:
+            source = record.source.replace("stdin", name, 1)
+            yield replace(record, source=source, title=record.title or name)
+
+
+def _sized(
+    service: Service, documents: Iterable[Document | Failure]
+) -> Iterator[Document | Failure]:
+    """The documents, those with too long a text as failures."""
+    most = service.settings.max_document_chars
+    for position, document in enumerate(documents, start=1):
+        if isinstance(document, Document) and len(document.text) > most:
+            yield Failure(
+                document=str(document.id or document.source or f"document {position}"),
+                reason=f"expected a text of at most {most} characters, got {len(document.text)}",
+            )
+        else:
+            yield document
