@@ -1,0 +1,353 @@
+r"""Methods on a stream of documents: one command from data to results.
+
+A row's parts (its settings' choice on the validation split, the stream with what it cost and
+what was forgotten, retention, robustness) are a JSON file each in ``benchmarks/results/stream``,
+found again by settings and commit: a run that was cut short goes on where it stopped. Trained
+weights are kept in ``runs/stream``. docs/benchmark.md has the commands of every row.
+
+    python benchmarks/stream.py --method kv_memory --data DATA --device cuda
+    python benchmarks/stream.py --method cmt_paper --data DATA --device cuda --minutes 5
+    python benchmarks/stream.py --all --smoke --data DATA
+    python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import stream_data
+import torch
+from transformers.utils import logging as transformers_logging
+
+from cmt.base_model import BaseModel
+from cmt.errors import CMTError, InputError
+from cmt.evaluation.choosing import trials
+from cmt.evaluation.forgetting import knowledge
+from cmt.evaluation.results import ResultStore, code_commit, stamp, without_predictions
+from cmt.evaluation.stream import retention, robustness, run_stream, sampled
+from cmt.methods import ABLATIONS, METHODS, Materials, Method, Row
+from cmt.methods.answering import AnswerConfig
+from cmt.methods.few_shot import solved_examples
+from cmt.methods.salient_spans import save_spans
+from cmt.training import TrainingConfig
+
+ROWS = {**METHODS, **ABLATIONS}
+PARTS = ("stream", "retention", "robustness")
+SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+HERE = Path(__file__).parent
+
+
+@dataclass(kw_only=True, slots=True)
+class Sizes:
+    """How much of everything; part of what a result is known by."""
+
+    documents: int = 1665
+    questions: int = 1_000_000
+    validation_documents: int = 200
+    curve_questions: int = 1000
+    retention_step: int = 200
+    text_tokens: int = 65_536
+    unrelated_questions: int = 300
+
+
+SMOKE = Sizes(
+    documents=20,
+    questions=8,
+    validation_documents=4,
+    curve_questions=4,
+    retention_step=10,
+    text_tokens=512,
+    unrelated_questions=4,
+)
+
+
+class Run:
+    """One invocation: options, data, and where results go."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.device = torch.device(
+            options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        )
+        self.sizes = SMOKE if options.smoke else Sizes()
+        given = {f.name: getattr(options, f.name, None) for f in fields(Sizes)}
+        self.sizes = replace(self.sizes, **{n: v for n, v in given.items() if v is not None})
+        commit = options.commit or code_commit()
+        self.store = ResultStore(options.out, commit)
+        self.stamp = stamp(self.device, commit)
+        self.data = stream_data.load(
+            options.data,
+            options.dataset,
+            options.path,
+            self.sizes.documents,
+            self.sizes.questions,
+            self.sizes.validation_documents,
+        )
+
+    def materials(self) -> Materials:
+        """Fresh ones: a method may lay adapters over the base model."""
+        options, steps = self.options, 2 if self.options.smoke else self.options.steps
+        return Materials(
+            base=BaseModel.load(options.model, device=self.device),
+            training=self.data.training,
+            qa_training=self.data.qa_training,
+            asked=self.data.stream,
+            folder=options.states,
+            steps=options.steps or steps,
+            minutes=options.minutes,
+            checkpoint=options.checkpoint,
+            seed=options.seed,
+            answers=AnswerConfig(batch_size=options.batch_size),
+            recipe=self.recipe(),
+        )
+
+    def recipe(self) -> TrainingConfig:
+        """How key/value memory is trained; little of everything in a smoke run."""
+        made = runpy.run_path(str(self.options.recipe))["recipe"]()
+        assert isinstance(made, TrainingConfig), "a recipe returns a TrainingConfig"
+        if self.options.smoke:
+            batch = replace(made.batch, documents=4, texts=0, most_memories=2)
+            return replace(made, batch=batch, compile=False, workers=0, log_every=1)
+        return made
+
+    def config(self, row: Row) -> Any:
+        """The row's configuration with what the command line changes."""
+        config = row.config
+        if self.options.smoke:
+            small = {"documents": 4, "batch_documents": 2}
+            config = replace(config, **{n: v for n, v in small.items() if hasattr(config, n)})
+        return replace(config, **dict(parsed(config, text) for text in self.options.set))
+
+    def settings(self, config: Any, **more: Any) -> dict[str, Any]:
+        """What a result is known by."""
+        options = self.options
+        return {
+            "dataset": self.data.stream.name,
+            "questions": len(self.data.stream.questions),
+            "base_model": options.model,
+            "checkpoint": str(options.checkpoint or "shipped"),
+            "recipe": str(options.recipe.name),
+            "minutes": options.minutes,
+            "steps": 2 if options.smoke and not options.steps else options.steps,
+            "seed": options.seed,
+            "batch_size": options.batch_size,
+            "device": self.device.type,
+            "config": asdict(config),
+            **more,
+        }
+
+    def cached(self, name: str, part: str, settings: Any, measure: Callable[[], Any]) -> Any:
+        """The result measured before, or a new one, saved at once."""
+        found = None if self.options.again else self.store.load(name, part, settings)
+        if found is not None:
+            print(f"{name} {part}: measured before", flush=True)
+            return found
+        result = without_predictions(measure())
+        file = self.store.save(name, part, settings, result, self.stamp)
+        print(f"{name} {part}: {file.name}", flush=True)
+        return result
+
+
+def parsed(config: Any, text: str) -> tuple[str, Any]:
+    """One --set name=value, the value of the kind that the configuration has."""
+    name, equals, value = text.partition("=")
+    known = {field.name: getattr(config, field.name) for field in fields(config)}
+    if not equals or name not in known:
+        raise InputError(f"expected name=value with a name in {', '.join(known)}, got {text!r}")
+    return name, convert(known[name], value)
+
+
+def convert(now: Any, value: str) -> Any:
+    """A value from the command line, as text or as JSON."""
+    if isinstance(now, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise InputError(f"expected a number like {now!r}, got {value!r}") from error
+
+
+def candidates(run: Run, row: Row, config: Any) -> dict[str, list[Any]]:
+    """What is tried on the validation split: the command line's sweep, or else the row's own."""
+    if run.options.sweep:
+        sweeps = {}
+        for text in run.options.sweep:
+            name, _, values = text.partition("=")
+            pairs = [parsed(config, f"{name}={value}") for value in values.split(",")]
+            sweeps[name] = [value for _, value in pairs]
+        return sweeps
+    fixed = {text.partition("=")[0] for text in run.options.set}
+    own = {name: list(values) for name, values in row.candidates.items() if name not in fixed}
+    return {name: values[:2] for name, values in own.items()} if run.options.smoke else own
+
+
+def choose(run: Run, name: str, row: Row, config: Any) -> Any:
+    """The configuration with what did best on the validation split."""
+    tried = {} if run.options.no_choice else candidates(run, row, config)
+    if not tried:
+        return config
+
+    def measure() -> Any:
+        return trials(
+            lambda made: built(row, run.materials(), made), config, tried, run.data.validation
+        )
+
+    settings = run.settings(config, candidates=tried, validation=run.data.validation.name)
+    results = run.cached(name, "choice", settings, measure)
+    for trial in results:
+        print(f"  {trial['settings']}: EM {trial['exact_match']:.1f} F1 {trial['f1']:.1f}")
+    return replace(config, **results[0]["settings"])
+
+
+def built(row: Row, materials: Materials, config: Any) -> Method:
+    """The method; what a method before it held is let go first."""
+    gc.collect()
+    if materials.base.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return row.build(materials, config)
+
+
+def measure_row(run: Run, name: str) -> None:
+    """Every part that was asked for, of one row."""
+    row, options, sizes = ROWS[name], run.options, run.sizes
+    config = choose(run, name, row, run.config(row))
+    made: list[Method] = []
+
+    def method() -> Method:
+        if not made:
+            made.append(built(row, run.materials(), config))
+        return made[0]
+
+    data = run.data.stream
+    few = sampled(data, sizes.curve_questions)
+    if "stream" in options.parts:
+        forgetting = not options.no_forgetting
+        settings = run.settings(
+            config, text_tokens=sizes.text_tokens, unrelated=sizes.unrelated_questions * forgetting
+        )
+        result = run.cached(name, "stream", settings, lambda: whole(run, method(), forgetting))
+        scores = result["scores"]
+        print(f"  EM {scores['exact_match']:.1f} prefix EM {scores['prefix_exact_match']:.1f} "
+              f"F1 {scores['f1']:.1f} recall {result['recall']}", flush=True)  # fmt: skip
+    if "retention" in options.parts:
+        step = min(sizes.retention_step, len(data.documents))
+        run.cached(
+            name, "retention", run.settings(config, step=step),
+            lambda: retention(method(), data, first=step, step=step),
+        )  # fmt: skip
+    if "robustness" in options.parts:
+        shares = (0.0, 1.0) if options.smoke and not options.shares else options.shares or SHARES
+        most = round(max(shares) * len(data.documents))
+        settings = run.settings(config, shares=list(shares), asked=len(few.questions))
+        run.cached(
+            name, "robustness", settings,
+            lambda: robustness(
+                method(), few, stream_data.unrelated_documents(options.data, most), shares
+            ),
+        )  # fmt: skip
+
+
+def whole(run: Run, method: Method, forgetting: bool) -> dict[str, Any]:
+    """The stream, and what the reader knew before and after."""
+    result = {}
+    method.reset()
+    digest = method.reader.digest()
+
+    def known() -> Any:
+        return knowledge(
+            method.reader,
+            stream_data.plain_text(run.options.data),
+            stream_data.unrelated_questions(run.options.data, run.sizes.unrelated_questions),
+            solved_examples(run.data.training, 3),
+            AnswerConfig(batch_size=run.options.batch_size),
+            most_tokens=run.sizes.text_tokens,
+        )
+
+    if forgetting:
+        result["knowledge_before"] = known()
+    result |= asdict(run_stream(method, run.data.stream))
+    unchanged = method.reader.digest() == digest
+    if forgetting:  # the same weights give the same figures
+        result["knowledge_after"] = result["knowledge_before"] if unchanged else known()
+    return {**result, "reader_unchanged": unchanged}
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--method", action="append", default=[], choices=list(ROWS), metavar="ROW")
+    parser.add_argument("--all", action="store_true", help="every row of METHODS")
+    parser.add_argument("--ablations", action="store_true", help="every row of ABLATIONS")
+    parser.add_argument("--list", action="store_true", help="list the rows and stop")
+    parser.add_argument("--data", type=Path, help="folder with squad/, text/, new_wiki/, …")
+    parser.add_argument("--dataset", choices=stream_data.DATASETS, default="squad")
+    parser.add_argument("--path", type=Path, help="file or folder of another dataset")
+    parser.add_argument("--model", default="smollm2-135m", help="base model")
+    parser.add_argument("--device", help="cpu or cuda; default: CUDA when there is one")
+    parser.add_argument("--minutes", type=float, help="of training, for each trained part")
+    parser.add_argument("--steps", type=int, help="of training, for each trained part")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--shares", nargs="+", type=float, help="of unrelated documents: 0 1 5 20")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--sweep", action="append", default=[], metavar="NAME=V1,V2",
+                        help="choose on the validation split")  # fmt: skip
+    parser.add_argument("--no-choice", action="store_true", help="take the settings as they are")
+    parser.add_argument("--no-forgetting", action="store_true")
+    parser.add_argument("--smoke", action="store_true", help="2 steps, 20 documents, 8 questions")
+    parser.add_argument("--again", action="store_true", help="measure even what is there")
+    parser.add_argument("--batch-size", type=int, default=64, help="questions answered at a time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint", type=Path, help="compressor of kv_memory")
+    parser.add_argument("--recipe", type=Path, default=HERE.parent / "recipes/smollm2_135m.py")
+    parser.add_argument("--states", type=Path, default=HERE.parent / "runs/stream")
+    parser.add_argument("--out", type=Path, default=HERE / "results/stream")
+    parser.add_argument("--commit", help="of the code, where there is no repository to ask")
+    spans = "find the salient spans of all documents, write them, stop"
+    parser.add_argument("--save-spans", type=Path, metavar="FILE", help=spans)
+    for size in fields(Sizes):
+        parser.add_argument(f"--{size.name.replace('_', '-')}", type=int)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure the rows that were asked for; a row that can't be is told, the others go on."""
+    chosen = options()
+    transformers_logging.disable_progress_bar()
+    if chosen.list:
+        print("\n".join(f"{name:<28} {row.title}" for name, row in ROWS.items()))
+        return
+    names = [*chosen.method]
+    names += [*METHODS] if chosen.all else []
+    names += [*ABLATIONS] if chosen.ablations else []
+    if chosen.data is None or not (names or chosen.save_spans):
+        sys.exit("expected --data and --method, --all or --ablations (--list names the rows)")
+    run = Run(chosen)
+    if chosen.save_spans:
+        parts = (run.data.stream, run.data.validation)
+        texts = [document.text for part in parts for document in part.documents]
+        texts += [document.text for document in stream_data.unrelated_documents(chosen.data, 10**6)]
+        save_spans(texts, chosen.save_spans)
+        return
+    failed = []
+    for name in dict.fromkeys(names):
+        try:
+            measure_row(run, name)
+        except CMTError as error:
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            failed.append(name)
+    if failed:
+        sys.exit(f"not measured: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

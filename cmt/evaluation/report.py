@@ -1,0 +1,179 @@
+"""Results to Markdown tables, the published rows beside ours and marked as such."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cmt.evaluation.published import ABLATION, MODELS, PUBLISHED, RETENTION, ROBUSTNESS
+from cmt.methods import ABLATIONS, METHODS
+
+Record = Mapping[str, Any]
+MEGA = 2**20
+
+
+def newest(records: Sequence[Record], part: str, dataset: str) -> dict[str, Record]:
+    """The last made record of each row, of those that measured this part on this dataset."""
+    found: dict[str, Record] = {}
+    for record in sorted(records, key=lambda record: str(record.get("date", ""))):
+        if record["part"] == part and record["settings"].get("dataset") == dataset:
+            found[record["row"]] = record
+    order = [*METHODS, *ABLATIONS]
+    known = [name for name in order if name in found]
+    return {name: found[name] for name in [*known, *sorted(set(found) - set(known))]}
+
+
+def markdown(records: Sequence[Record], dataset: str) -> str:
+    """All tables of a dataset; parts without a result are left out."""
+    kind = dataset.split("-", maxsplit=1)[0]
+    streams = newest(records, "stream", dataset)
+    methods = {name: record for name, record in streams.items() if name not in ABLATIONS}
+    ablations = {name: record for name, record in streams.items() if name in ABLATIONS}
+    parts = [
+        f"## {dataset}",
+        _accuracy(methods, kind),
+        _costs(methods),
+        _forgetting(methods),
+        _ablation({**methods, **ablations}, kind) if ablations else "",
+        _curve("Retention", newest(records, "retention", dataset), "documents", RETENTION),
+        _curve("Robustness", newest(records, "robustness", dataset), "share", ROBUSTNESS),
+        _made({**streams}),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def title(name: str) -> str:
+    """A row's name in the tables."""
+    row = METHODS.get(name) or ABLATIONS.get(name)
+    return name if row is None else row.title
+
+
+def _accuracy(methods: Mapping[str, Record], kind: str) -> str:
+    lines = _head("Accuracy", "method", "base model", "documents / questions", "EM", "prefix EM",
+                  "F1", "R@1", "R@5")  # fmt: skip
+    for name, record in methods.items():
+        result, scores = record["result"], record["result"]["scores"]
+        recall = result["recall"]
+        lines.append(_line(
+            title(name), _model(record), f"{result['documents']} / {result['questions']}",
+            _with_interval(scores, "exact_match"), f"{scores['prefix_exact_match']:.1f}",
+            _with_interval(scores, "f1"),
+            *(f"{recall[k]:.1f}" if k in recall else "–" for k in ("1", "5")),
+        ))  # fmt: skip
+    for method, figures in PUBLISHED.get(kind, {}).items():
+        for model, pair in zip(MODELS, figures, strict=True):
+            if pair is not None:
+                lines.append(_line(f"*published {method}*", f"*{model}*", "*1665*", "–",
+                                   f"{pair[0]:.2f}", f"{pair[1]:.2f}", "–", "–"))  # fmt: skip
+    note = (
+        "Percent, 95% bootstrap interval in brackets. Rows in italics are published figures, on "
+        "other base models: their EM is the prefix EM, their F1 against the shortest answer."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def _costs(methods: Mapping[str, Record]) -> str:
+    if not methods:
+        return ""
+    lines = _head("What it cost", "method", "s a document", "peak MiB learning",
+                  "bytes a document", "fixed MiB", "s a question", "text tokens a question",
+                  "memory tokens")  # fmt: skip
+    for name, record in methods.items():
+        cost = record["result"]["costs"]
+        peak = cost["learn_peak_bytes"]
+        lines.append(_line(
+            title(name), f"{cost['learn_seconds']:.4f}",
+            "–" if peak is None else f"{peak / MEGA:.0f}", f"{cost['bytes_stored']:,.0f}",
+            f"{cost['fixed_bytes'] / MEGA:.0f}", f"{cost['answer_seconds']:.4f}",
+            f"{cost['text_tokens']:.0f}", f"{cost['memory_tokens']:.0f}",
+        ))  # fmt: skip
+    return "\n".join(lines)
+
+
+def _forgetting(methods: Mapping[str, Record]) -> str:
+    told = {name: r for name, r in methods.items() if r["result"].get("knowledge_before")}
+    if not told:
+        return ""
+    lines = _head("Forgetting", "method", "text loss before", "after", "unrelated F1 before",
+                  "after", "reader's weights")  # fmt: skip
+    for name, record in told.items():
+        before, after = (record["result"][f"knowledge_{when}"] for when in ("before", "after"))
+        lines.append(_line(
+            title(name), f"{before['text_loss']:.3f}", f"{after['text_loss']:.3f}",
+            f"{before['unrelated']['f1']:.1f}", f"{after['unrelated']['f1']:.1f}",
+            "unchanged" if record["result"]["reader_unchanged"] else "changed",
+        ))  # fmt: skip
+    note = "Loss in nats a token; unrelated questions with the right passage in a 3-shot prompt."
+    return "\n".join([*lines, "", note])
+
+
+def _ablation(rows: Mapping[str, Record], kind: str) -> str:
+    wanted = [name for name in rows if name in ABLATIONS or name in ("cmt_paper", "kv_trained")]
+    lines = _head("Ablation", "form", "base model", "EM", "prefix EM", "F1")
+    for name in wanted:
+        scores = rows[name]["result"]["scores"]
+        lines.append(_line(
+            title(name), _model(rows[name]), _with_interval(scores, "exact_match"),
+            f"{scores['prefix_exact_match']:.1f}", _with_interval(scores, "f1"),
+        ))  # fmt: skip
+    for name, (exact, f1) in ABLATION.get(kind, {}).items():
+        lines.append(_line(f"*published {name}*", "*Llama-2-7B*", "–", f"{exact:.2f}", f"{f1:.2f}"))
+    return "\n".join(lines)
+
+
+def _curve(
+    heading: str,
+    curves: Mapping[str, Record],
+    along: str,
+    published: Mapping[str, Mapping[Any, float]],
+) -> str:
+    """F1 at each point, and the share of the first point's that is kept."""
+    if not curves:
+        return ""
+    columns = sorted({place(point, along) for r in curves.values() for point in r["result"]})
+    lines = _head(f"{heading} by {along}", "method", *(f"{column:g}" for column in columns))
+    for name, record in curves.items():
+        points = {place(point, along): point["scores"]["f1"] for point in record["result"]}
+        first = next(iter(points.values()))
+        cells = [
+            f"{points[c]:.1f} ({100 * points[c] / first:.0f}%)" if c in points and first else "–"
+            for c in columns
+        ]
+        lines.append(_line(title(name), *cells))
+    for method, shares in published.items():
+        cells = [f"{shares[c]:g}%" if c in shares else "–" for c in columns]
+        lines.append(_line(f"*published {method}, Llama-2-7B, StreamingQA*", *cells))
+    return "\n".join([*lines, "", "F1, and the share of the first column's in brackets."])
+
+
+def place(point: Record, along: str) -> float:
+    """Where a point stands on its curve: documents learned, or unrelated ones a related one."""
+    if along == "documents":
+        return float(point["documents"])
+    related = point["documents"] - point["unrelated"]
+    return float(round(point["unrelated"] / related, 2))
+
+
+def _made(records: Mapping[str, Record]) -> str:
+    lines = _head("Made by", "method", "date", "commit", "hardware", "command")
+    for name, record in records.items():
+        lines.append(_line(title(name), record["date"][:10], record["commit"], record["hardware"],
+                           f"`{record['command']}`"))  # fmt: skip
+    return "\n".join(lines)
+
+
+def _with_interval(scores: Record, name: str) -> str:
+    low, high = scores[f"{name}_interval"]
+    return f"{scores[name]:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _model(record: Record) -> str:
+    return str(record["settings"].get("base_model", "–"))
+
+
+def _head(heading: str, *columns: str) -> list[str]:
+    return [f"### {heading}", "", _line(*columns), _line(*("---" for _ in columns))]
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,232 @@
+"""A method on a stream: learn the documents in order, then ask every question.
+
+Three looks at it: the whole stream with what it cost, retention (the first documents' questions
+again and again while more documents arrive), and robustness (unrelated documents mixed in).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cmt.datasets.qa import QADataset
+from cmt.errors import InputError
+from cmt.evaluation.costs import metered
+from cmt.evaluation.qa import Scores, score
+from cmt.methods.method import Method, Reply
+from cmt.metrics import recall_at
+from cmt.records import Document
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Costs:
+    """What the stream cost, each the mean over a document or a question.
+
+    Attributes:
+        learn_peak_bytes: Device memory in use at most while learning, above what was in use
+            before; None where it isn't measured.
+        fixed_bytes: What the method keeps however many documents there are.
+        text_tokens, memory_tokens: Read for a question.
+    """
+
+    learn_seconds: float
+    learn_peak_bytes: int | None
+    bytes_stored: float
+    fixed_bytes: int
+    answer_seconds: float
+    text_tokens: float
+    memory_tokens: float
+
+
+@dataclass(kw_only=True, slots=True)
+class StreamResult:
+    """Scores in percent; `recall` is empty where the method looks for no documents."""
+
+    documents: int
+    questions: int
+    scores: Scores
+    recall: dict[int, float]
+    costs: Costs
+
+
+@dataclass(kw_only=True, slots=True)
+class Point:
+    """One point of a curve: scores after so many documents, `unrelated` of them not asked about."""
+
+    documents: int
+    unrelated: int
+    questions: int
+    scores: Scores
+    recall: dict[int, float]
+
+
+def run_stream(method: Method, dataset: QADataset, *, window: int = 64) -> StreamResult:
+    """Learn everything, `window` documents a call, ask everything.
+
+    Raises:
+        InputError: No documents, no questions, or a window below 1.
+    """
+    _check(dataset, window=window)
+    device = method.reader.device
+    method.reset()
+    with metered(device) as learning:
+        for place in range(0, len(dataset.documents), window):
+            method.learn(dataset.documents[place : place + window])
+    stored = method.stored()
+    with metered(device) as answering:
+        replies = method.answer([question.text for question in dataset.questions])
+    documents, questions = len(dataset.documents), len(dataset.questions)
+    return StreamResult(
+        documents=documents,
+        questions=questions,
+        scores=score([reply.text for reply in replies], dataset),
+        recall=_recall(replies, dataset, range(documents)),
+        costs=Costs(
+            learn_seconds=learning.seconds / documents,
+            learn_peak_bytes=learning.peak_bytes,
+            bytes_stored=stored.documents / documents,
+            fixed_bytes=stored.fixed,
+            answer_seconds=answering.seconds / questions,
+            text_tokens=sum(reply.text_tokens for reply in replies) / questions,
+            memory_tokens=sum(reply.memory_tokens for reply in replies) / questions,
+        ),
+    )
+
+
+def retention(
+    method: Method, dataset: QADataset, *, first: int = 200, step: int = 200
+) -> list[Point]:
+    """The first documents' questions, asked after `first` documents and after every `step` more.
+
+    Raises:
+        InputError: Fewer documents than `first`, no questions on them, or a number below 1.
+    """
+    if len(dataset.documents) < first:
+        raise InputError(
+            f"expected at least {first} documents in {dataset.name}, got {len(dataset.documents)}"
+        )
+    begin = dataset.select_documents(range(first))
+    _check(begin, first=first, step=step)
+    method.reset()
+    points: list[Point] = []
+    learned = 0
+    bounds = [*range(first, len(dataset.documents), step), len(dataset.documents)]
+    for bound in bounds:
+        method.learn(dataset.documents[learned:bound])
+        learned = bound
+        points.append(_ask(method, begin, range(first), learned, 0))
+    return points
+
+
+def robustness(
+    method: Method,
+    dataset: QADataset,
+    unrelated: Sequence[Document],
+    shares: Sequence[float],
+    *,
+    window: int = 64,
+    seed: int = 0,
+) -> list[Point]:
+    """Every question, asked after the stream with unrelated documents mixed into it.
+
+    Args:
+        method: Reset before each share.
+        dataset: The stream.
+        unrelated: Documents to mix in.
+        shares: How many, as shares of the stream: 0.2 is a fifth, 20 twenty times as many.
+        window: Documents a call.
+        seed: Fixes which ones, and where they stand.
+
+    Raises:
+        InputError: Fewer unrelated documents than the largest share asks for, or a share below 0.
+    """
+    _check(dataset, window=window)
+    return [
+        _ask_mixed(method, dataset, mixed(dataset.documents, unrelated, share, seed), window)
+        for share in shares
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mixture:
+    """Documents in the order they are learned; `places` says where those of the stream stand."""
+
+    documents: tuple[Document, ...]
+    places: tuple[int, ...]
+
+
+def mixed(
+    documents: Sequence[Document], unrelated: Sequence[Document], share: float, seed: int = 0
+) -> Mixture:
+    """The stream in its order with `share` times as many unrelated documents between.
+
+    Raises:
+        InputError: A share below 0, or too few unrelated documents for it.
+    """
+    how_many = round(share * len(documents))
+    if not 0 <= how_many <= len(unrelated):
+        raise InputError(
+            f"expected a share from 0 to {len(unrelated) / len(documents):.2f} "
+            f"({len(unrelated)} unrelated documents for {len(documents)}), got {share}"
+        )
+    rng = np.random.default_rng((seed, how_many))
+    total = len(documents) + how_many
+    places = np.sort(rng.permutation(total)[: len(documents)]).tolist()
+    others = iter(rng.permutation(len(unrelated))[:how_many].tolist())
+    own = dict(zip(places, documents, strict=True))
+    order = tuple(own[place] if place in own else unrelated[next(others)] for place in range(total))
+    return Mixture(documents=order, places=tuple(places))
+
+
+def sampled(dataset: QADataset, questions: int, seed: int = 0) -> QADataset:
+    """All documents, but so many random questions, in their order; all if there are no more."""
+    if questions >= len(dataset.questions):
+        return dataset
+    chosen = np.random.default_rng(seed).permutation(len(dataset.questions))[:questions]
+    return replace(dataset, questions=tuple(dataset.questions[i] for i in sorted(chosen.tolist())))
+
+
+def _ask_mixed(method: Method, dataset: QADataset, mixture: Mixture, window: int) -> Point:
+    method.reset()
+    for place in range(0, len(mixture.documents), window):
+        method.learn(mixture.documents[place : place + window])
+    others = len(mixture.documents) - len(dataset.documents)
+    return _ask(method, dataset, mixture.places, len(mixture.documents), others)
+
+
+def _ask(
+    method: Method, dataset: QADataset, places: Sequence[int], documents: int, unrelated: int
+) -> Point:
+    replies = method.answer([question.text for question in dataset.questions])
+    return Point(
+        documents=documents,
+        unrelated=unrelated,
+        questions=len(replies),
+        scores=score([reply.text for reply in replies], dataset),
+        recall=_recall(replies, dataset, places),
+    )
+
+
+def _recall(
+    replies: Sequence[Reply], dataset: QADataset, places: Sequence[int]
+) -> dict[int, float]:
+    """R@1 and R@5 in percent; `places` says where the dataset's documents stand in the stream."""
+    if not any(reply.documents for reply in replies):
+        return {}
+    ranks: list[int | None] = []
+    for reply, question in zip(replies, dataset.questions, strict=True):
+        place = places[question.document]
+        found = reply.documents
+        ranks.append(found.index(place) + 1 if place in found else None)
+    return {k: 100 * recall_at(ranks, k) for k in (1, 5)}
+
+
+def _check(dataset: QADataset, **numbers: int) -> None:
+    for kind, items in (("document", dataset.documents), ("question", dataset.questions)):
+        if not items:
+            raise InputError(f"expected at least one {kind} in {dataset.name}, got none")
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"expected {name} of at least 1, got {number}")
