@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import TypedDict
@@ -30,6 +30,7 @@ class AskOptions(Filters, total=False):
     sampling: Sampling
     batch_size: int
     min_score: float | None
+    prefer_later: bool
 
 
 class AloneOptions(TypedDict, total=False):
@@ -42,10 +43,16 @@ class AloneOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What self-matching found for one question, best first; memories (L, 2, G, K, E) each."""
+    """What self-matching found for one question, best first.
+
+    Attributes:
+        memories: (L, 2, G, K, E) each; none where only sources were asked for.
+        older: Matches that were passed over for one of `matches`, a later one on the subject.
+    """
 
     matches: tuple[Match, ...]
     memories: list[torch.Tensor]
+    older: tuple[Match, ...] = ()
 
     def fits(self, min_score: float | None) -> bool:
         """Whether there is a memory to answer from, with a cosine of at least `min_score`."""
@@ -67,6 +74,7 @@ class Reading:
     questions: Sequence[str]
     tokens: Sequence[Sequence[int]]
     matches: Sequence[tuple[Match, ...]]
+    older: Sequence[tuple[Match, ...]]
     start: int = 0
     prefix: Prefix | None = None
     stop_tokens: Sequence[int] = ()
@@ -92,6 +100,7 @@ class Reading:
                 generated_tokens=len(own),
                 seconds=seconds,
                 abstained=place not in memory_tokens,
+                older=self.older[place],
             )
             for place, (question, own) in enumerate(zip(self.questions, generated, strict=True))
         ]
@@ -117,11 +126,16 @@ def candidates(
 
 
 def best(
-    found: Found, top_k: int, scale: float, likelihoods_C: torch.Tensor | None = None
+    found: Found,
+    top_k: int,
+    scale: float,
+    likelihoods_C: torch.Tensor | None = None,
+    later: Callable[[Sequence[float]], tuple[list[int], dict[int, int]]] | None = None,
 ) -> Found:
     """The top_k best of C candidates with their weights, a softmax of their scores.
 
-    `likelihoods_C` is log P(q | M) of each, or None where they were not read (reranking.py).
+    `likelihoods_C` is log P(q | M) of each, or None where they were not read (reranking.py);
+    `later` puts logits in order with `prefer_later` (freshness.py), None by themselves.
     """
     cosines_C = torch.tensor([match.score for match in found.matches])
     matches = found.matches
@@ -131,11 +145,17 @@ def best(
         logits_C = combined_scores(cosines_C, likelihoods_C.cpu(), scale)
         pairs = zip(matches, likelihoods_C.tolist(), strict=True)
         matches = tuple(replace(match, log_likelihood=value) for match, value in pairs)
-    order = logits_C.argsort(descending=True, stable=True)[:top_k]
-    shares = zip(order.tolist(), matching_weights(logits_C[order], 1.0).tolist(), strict=True)
+    replaced: dict[int, int] = {}
+    if later is None:
+        order = logits_C.argsort(descending=True, stable=True).tolist()
+    else:
+        order, replaced = later(logits_C.tolist())
+    order = order[:top_k]
+    shares = zip(order, matching_weights(logits_C[order], 1.0).tolist(), strict=True)
     return Found(
         tuple(replace(matches[place], weight=share) for place, share in shares),
-        [found.memories[place] for place in order.tolist() if found.memories],
+        [found.memories[place] for place in order if found.memories],
+        older=tuple(matches[place] for place, last in replaced.items() if last in order),
     )
 
 
@@ -154,6 +174,7 @@ def without_memory(
         questions=questions,
         tokens=tokens,
         matches=[()] * len(questions),
+        older=[()] * len(questions),
         stop_tokens=prompts.line_end(base),
         answered=range(len(questions)),
     )

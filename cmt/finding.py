@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+from cmt import freshness
 from cmt.answering import Found, best, candidates
 from cmt.bank import Bank
 from cmt.compressor import Compressor
 from cmt.encoding import encode_questions
 from cmt.errors import BankError, CorruptRecordError, InputError, UnknownIdError
-from cmt.matching import KeyIndex
+from cmt.matching import Hit, KeyIndex
 from cmt.reranking import question_log_likelihoods
 from cmt.selection import Selection
 
@@ -47,8 +48,11 @@ class Finder:
         selection: Selection,
         *,
         with_tensors: bool = True,
+        prefer_later: bool = True,
     ) -> list[Found]:
         """The memories to be read for each question, best first; none where none is selected.
+
+        With `prefer_later`, a candidate gives way to a later one on its subject (freshness.py).
 
         Raises:
             EmptyBankError: The bank holds no memory.
@@ -60,17 +64,27 @@ class Finder:
         with self._model:
             keys_QC = encode_questions(self._compressor, questions)
         most = max(top_k, rerank)
-        found = self._candidates(keys_QC, most, selection, with_tensors or again)
+        hits, found = self._candidates(keys_QC, most, selection, with_tensors or again)
         scale = self._compressor.scale().item()
-        if not again or not any(own.matches for own in found):
-            return [best(own, top_k, scale) for own in found]
-        likelihoods = self._likelihoods(questions, found)
-        pairs = zip(found, likelihoods, strict=True)
-        return [best(own, top_k, scale, likelihoods_C) for own, likelihoods_C in pairs]
+        likelihoods: Sequence[torch.Tensor | None] = [None] * len(found)
+        if again and any(own.matches for own in found):
+            likelihoods = list(self._likelihoods(questions, found))
+        return [
+            best(own, top_k, scale, likelihoods_C, self._later(own_hits) if prefer_later else None)
+            for own, own_hits, likelihoods_C in zip(found, hits, likelihoods, strict=True)
+        ]
+
+    def _later(
+        self, hits: Sequence[Hit]
+    ) -> Callable[[Sequence[float]], tuple[list[int], dict[int, int]]]:
+        """`prefer_later` for these candidates, their logits still to come."""
+        alike_CC = self._index.alike([hit.memory_id for hit in hits])
+        starts = [hit.starts for hit in hits]
+        return lambda logits: freshness.prefer_later(logits, starts, alike_CC)
 
     def _candidates(
         self, keys_QC: torch.Tensor, how_many: int, selection: Selection, with_tensors: bool
-    ) -> list[Found]:
+    ) -> tuple[list[list[Hit]], list[Found]]:
         attempts = 0
         while attempts < _ATTEMPTS:
             hits = self._index.search(keys_QC, how_many, selection)
@@ -87,7 +101,7 @@ class Finder:
                 _logger.warning("memory %d is left out of matching: %s", error.memory_id, error)
                 self._index.leave_out(error.memory_id)
                 continue
-            return [candidates(own, sources, stored) for own in hits]
+            return hits, [candidates(own, sources, stored) for own in hits]
         raise BankError(
             f"expected to read the memories found in {self._bank.path}, but they were deleted "
             f"meanwhile, {_ATTEMPTS} times in a row: ask again"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,10 +28,16 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A memory that a search found; `score` is the cosine of the two keys, in [-1, 1]."""
+    """A memory that a search found.
+
+    Attributes:
+        score: The cosine of the two keys, in [-1, 1].
+        starts: From when on its document holds, in seconds since 1970.
+    """
 
     memory_id: int
     score: float
+    starts: float = 0.0
 
 
 class KeyIndex:
@@ -92,9 +99,21 @@ class KeyIndex:
             else:
                 scores_QM = (queries_QC @ keys_NC.T)[:, rows]
             return [
-                _best(keys_NC, ids_N, rows, query_C, scores_M, top_k)
+                [
+                    Hit(int(ids_N[row]), score, self._columns.starts(row))
+                    for row, score in _best(keys_NC, ids_N, rows, query_C, scores_M, top_k)
+                ]
                 for query_C, scores_M in zip(queries_QC, scores_QM, strict=True)
             ]
+
+    def alike(self, memory_ids: Sequence[int]) -> np.ndarray:
+        """Cosines of these memories' keys with each other, (n, n); 0 for keys that are gone."""
+        with self._lock:
+            keys_nC = np.zeros((len(memory_ids), self._keys_NC.shape[1]), np.float32)
+            for place, memory_id in enumerate(memory_ids):
+                if memory_id in self._rows:
+                    keys_nC[place] = self._keys_NC[self._rows[memory_id]]
+        return keys_nC @ keys_nC.T
 
     def leave_out(self, memory_id: int) -> None:
         """Match a memory no more, because it turned out to be damaged."""
@@ -183,8 +202,8 @@ def _best(
     query_C: np.ndarray,
     scores_M: np.ndarray,
     top_k: int,
-) -> list[Hit]:
-    """The top_k hits of one question, from the float32 scores of the rows selected (None: all).
+) -> list[tuple[int, float]]:
+    """The top_k rows and scores of one question, from float32 scores of the rows selected.
 
     Float32 products differ in the last digits with the batch and with a key's row. So every
     key that rounding could have kept out is scored once more, in float64 and row by row, and
@@ -207,4 +226,4 @@ def _best(
     )
     scores = np.clip(exact, -1.0, 1.0).astype(np.float32)
     order = np.lexsort((ids_N[rows], -scores))[:top_k]
-    return [Hit(int(ids_N[rows[i]]), float(scores[i])) for i in order]
+    return [(int(rows[i]), float(scores[i])) for i in order]

@@ -279,6 +279,7 @@ class Memory:
         sampling: Sampling = GREEDY,
         batch_size: int = BATCH_SIZE,
         min_score: float | None = DEFAULT_MIN_SCORE,
+        prefer_later: bool = True,
         **filters: Unpack[Filters],
     ) -> Answer | list[Answer]:
         """Answer from what was learned; greedy answers don't depend on the batch.
@@ -293,6 +294,8 @@ class Memory:
             sampling: How tokens are chosen.
             batch_size: Questions answered together.
             min_score: Least cosine of question and best memory; None answers in any case.
+            prefer_later: Of candidates on one subject that match about as well, read the one
+                with the later date; the others are the answer's `older`. (freshness.py)
             filters: `Filters`: namespace, tags, since, until, as_of.
 
         Raises:
@@ -300,7 +303,9 @@ class Memory:
             InputError: An empty question, one too long for the model, a number below 1, or a
                 filter that is no date, tag or namespace.
         """
-        read = partial(self._read, top_k, rerank, sampling, min_score, select(**filters))
+        read = partial(
+            self._read, top_k, rerank, sampling, min_score, prefer_later, select(**filters)
+        )
         return self._ask(question, batch_size, sampling, read)
 
     def stream(
@@ -311,6 +316,7 @@ class Memory:
         rerank: int = DEFAULT_RERANK,
         sampling: Sampling = GREEDY,
         min_score: float | None = DEFAULT_MIN_SCORE,
+        prefer_later: bool = True,
         **filters: Unpack[Filters],
     ) -> AnswerStream:
         """Like `ask` of one question, in pieces of text as they are generated.
@@ -318,7 +324,9 @@ class Memory:
         The memories are found before this returns, so it raises what `ask` does.
         """
         asked = prompts.checked([question])
-        reading = self._read(top_k, rerank, sampling, min_score, select(**filters), asked)
+        reading = self._read(
+            top_k, rerank, sampling, min_score, prefer_later, select(**filters), asked
+        )
         tokens = (step[0] for step in self._generate(reading, sampling))
         return AnswerStream(
             (token for token in tokens if token is not None),
@@ -336,6 +344,7 @@ class Memory:
         rerank: int = DEFAULT_RERANK,
         sampling: Sampling = GREEDY,
         min_score: float | None = DEFAULT_MIN_SCORE,
+        prefer_later: bool = True,
         **filters: Unpack[Filters],
     ) -> tuple[Reading, Iterator[list[int | None]]]:
         """Like `ask` of one batch, a token of each answer at a time, for several who wait at once.
@@ -348,6 +357,7 @@ class Memory:
             top_k: As for `ask`.
             rerank: As for `ask`.
             sampling: As for `ask`.
+            prefer_later: As for `ask`.
             min_score: As for `ask`; an abstained answer has no token, see `Reading.answers`.
             filters: As for `ask`.
 
@@ -357,7 +367,9 @@ class Memory:
         """
         asked = prompts.checked(questions)
         if memory:
-            reading = self._read(top_k, rerank, sampling, min_score, select(**filters), asked)
+            reading = self._read(
+                top_k, rerank, sampling, min_score, prefer_later, select(**filters), asked
+            )
         else:
             reading = without_memory(self._base, sampling.max_new_tokens, asked, chat=False)
         return reading, self._generate(reading, sampling)
@@ -368,6 +380,7 @@ class Memory:
         *,
         top_k: int = DEFAULT_TOP_K,
         rerank: int = DEFAULT_RERANK,
+        prefer_later: bool = True,
         **filters: Unpack[Filters],
     ) -> tuple[Match, ...]:
         """The memories that `ask` would read for a question, best first; raises what it does.
@@ -376,7 +389,9 @@ class Memory:
         """
         selection = select(**filters)
         tokens = prompts.plain(self._base, prompts.checked([question]), self._start, 1)
-        (found,) = self._finder.find(tokens, top_k, rerank, selection, with_tensors=False)
+        (found,) = self._finder.find(
+            tokens, top_k, rerank, selection, with_tensors=False, prefer_later=prefer_later
+        )
         return found.matches
 
     def _read(
@@ -385,13 +400,14 @@ class Memory:
         rerank: int,
         sampling: Sampling,
         min_score: float | None,
+        prefer_later: bool,
         selection: Selection,
         questions: Sequence[str],
     ) -> Reading:
         """Self-match and aggregate: everything the frozen model is to read."""
         began = time.perf_counter()
         tokens = prompts.plain(self._base, questions, self._start, sampling.max_new_tokens)
-        found = self._finder.find(tokens, top_k, rerank, selection)
+        found = self._finder.find(tokens, top_k, rerank, selection, prefer_later=prefer_later)
         fitting = [place for place, own in enumerate(found) if own.fits(min_score)]
         return Reading(
             base=self._base,
@@ -399,6 +415,7 @@ class Memory:
             questions=questions,
             tokens=tokens,
             matches=[own.matches for own in found],
+            older=[own.older for own in found],
             start=self._start,
             prefix=self._aggregate([found[place] for place in fitting]) if fitting else None,
             answered=fitting,

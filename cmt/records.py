@@ -147,6 +147,8 @@ class Answer:
         generated_tokens: Tokens generated, the end token not counted.
         seconds: Wall-clock time of the batch the question was in, matching included.
         abstained: Nothing was read and generated, because no memory fitted the question.
+        older: Memories that were not read because a later one on their subject was
+            (freshness.py); their weight is 0.
     """
 
     question: str
@@ -157,6 +159,7 @@ class Answer:
     generated_tokens: int
     seconds: float
     abstained: bool = False
+    older: tuple[Match, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

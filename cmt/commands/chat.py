@@ -14,7 +14,7 @@ from cmt.commands.options import (
     max_new_tokens_option,
     memory_options,
     min_score_option,
-    source_line,
+    print_sources,
     top_k_option,
 )
 from cmt.errors import InputError
@@ -62,8 +62,7 @@ def chat(
                 click.echo(f"error: {error}", err=True)
                 continue
             click.echo("" if answer.answer.text else "(nothing)")
-            for match in answer.matches:
-                click.echo(f"  {source_line(match)}")
+            print_sources(answer.answer)
 
 
 def _questions() -> Iterator[str]:

@@ -126,13 +126,20 @@ def print_answer(answer: Answer, *, as_json: bool) -> None:
         print_json(asdict(answer))
         return
     click.echo(f"{answer.question.strip()}\n  {answer.text or '(nothing)'}")
+    print_sources(answer)
+
+
+def print_sources(answer: Answer) -> None:
+    """A line each memory that was read, and each that gave way to a later one."""
     for match in answer.matches:
         click.echo(f"  {source_line(match)}")
+    for match in answer.older:
+        click.echo(f"  {source_line(match)} (older)")
 
 
 def source_line(match: Match) -> str:
     """Where an answer came from, with the cosine of question and memory."""
-    place = dict.fromkeys(filter(None, (match.title, match.document_id, match.source)))
+    place = dict.fromkeys(filter(None, (match.title, match.document_id, match.source, match.date)))
     return f"[{match.score:.2f}] {' | '.join(place)}"
 
 
