@@ -1,0 +1,139 @@
+"""Results as files, and the tables and plots made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmt.errors import InputError
+from cmt.evaluation import results
+from cmt.evaluation.plots import draw
+from cmt.evaluation.published import ABLATION, MODELS, PUBLISHED
+from cmt.evaluation.report import markdown, newest
+from cmt.evaluation.results import (
+    ResultStore,
+    code_commit,
+    read_result,
+    stamp,
+    without_predictions,
+)
+from cmt.evaluation.stream import retention, robustness, run_stream
+from tests.unit.test_evaluation_stream import DATA, UNRELATED, Forgetful
+
+MADE = stamp(torch.device("cpu"), "abc1234")
+DATASET = "squad-dev-stream-20"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ResultStore:
+    return ResultStore(tmp_path / "results", "abc1234")
+
+
+def settings(**more: object) -> dict[str, object]:
+    return {"dataset": DATASET, "base_model": "smollm2-135m", **more}
+
+
+def fill(store: ResultStore, *rows: str) -> list[dict[str, object]]:
+    known = {"text_loss": 3.2, "text_tokens": 5, "unrelated": {"f1": 20.0}}
+    for number, row in enumerate(rows):
+        method = Forgetful(capacity=20 - number)
+        stream = without_predictions(run_stream(method, DATA))
+        stream |= {"knowledge_before": known, "knowledge_after": known, "reader_unchanged": True}
+        points = without_predictions(retention(method, DATA, first=10, step=10))
+        mixed = without_predictions(robustness(method, DATA, UNRELATED, (0.0, 1.0)))
+        for part, result in (("stream", stream), ("retention", points), ("robustness", mixed)):
+            store.save(row, part, settings(), result, MADE)
+    return [read_result(file) for file in sorted(store.folder.glob("*.json"))]
+
+
+def test_a_result_is_found_again_by_settings_and_commit(store: ResultStore) -> None:
+    file = store.save("mac", "stream", settings(a=1), {"x": 2}, MADE)
+    assert store.load("mac", "stream", settings(a=1)) == {"x": 2}
+    assert store.load("mac", "stream", settings(a=2)) is None
+    assert store.load("mac", "retention", settings(a=1)) is None
+    assert ResultStore(store.folder, "def5678").load("mac", "stream", settings(a=1)) is None
+    record = read_result(file)
+    assert (record["commit"], record["row"], record["part"]) == ("abc1234", "mac", "stream")
+    assert not list(store.folder.glob("*.new"))
+
+
+@pytest.mark.parametrize("commit", ["unknown", "abc1234+"])
+def test_results_of_changed_or_unknown_code_are_not_reused(tmp_path: Path, commit: str) -> None:
+    store = ResultStore(tmp_path, commit)
+    store.save("mac", "stream", settings(), {}, MADE)
+    assert store.load("mac", "stream", settings()) is None
+
+
+def test_files_that_are_no_results(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    for content, reason in (("{", "expected a result in .*a.json, got"), ("[]", "without row")):
+        file.write_text(content)
+        with pytest.raises(InputError, match=reason):
+            read_result(file)
+
+
+def test_the_commit_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"log": "abc1234", "status": ""}
+    monkeypatch.setattr(results, "_git", lambda arguments, folder: answers[arguments[0]])
+    assert code_commit() == "abc1234"
+    answers["status"] = " M cmt/memory.py"
+    assert code_commit() == "abc1234+"
+    answers["log"] = ""
+    assert code_commit() == "unknown"
+
+
+def test_answers_are_left_out() -> None:
+    plain = without_predictions({"a": [run_stream(Forgetful(), DATA).scores]})
+    assert "predictions" not in plain["a"][0]
+    assert plain["a"][0]["exact_match"] == 100
+    json.dumps(plain)
+
+
+def test_the_newest_record_of_a_row_counts(store: ResultStore) -> None:
+    records = fill(store, "mac", "closed_book")
+    later = {**records[0], "date": "2999-01-01", "result": {"later": True}}
+    found = newest([later, *records], str(later["part"]), DATASET)
+    assert list(found) == ["closed_book", "mac"]  # in the order of the table
+    assert found[str(later["row"])]["result"] == {"later": True}
+    assert newest(records, "stream", "another") == {}
+
+
+def test_tables_hold_ours_and_the_published_rows(store: ResultStore) -> None:
+    text = markdown(fill(store, "kv_memory", "cmt_paper", "cmt_paper_without_top_k"), DATASET)
+    assert "| CMT, key/value memory, shipped checkpoint | smollm2-135m | 20 / 40 | 100.0 [" in text
+    assert "| *published CMT* | *DistilGPT2 82M* | *1665* | – | 3.12 | 7.59 | – | – |" in text
+    assert "paper's form, without top-k" in text.split("### Ablation")[1]
+    assert "*published without top-k aggregation*" in text
+    assert "### Retention by documents" in text
+    assert "### Robustness by share" in text
+    assert "unchanged" in text.split("### Forgetting")[1]
+    assert MADE.command in text
+    for heading in text.split("### ")[1:]:  # every table's rows are of one width
+        rows = [line for line in heading.splitlines() if line.startswith("|")]
+        assert len({row.count("|") for row in rows}) == 1, heading
+
+
+def test_a_table_of_some_parts_only(store: ResultStore) -> None:
+    store.save("mac", "retention", settings(), [], MADE)
+    text = markdown([read_result(next(store.folder.glob("*.json")))], "other-dataset")
+    assert text == "## other-dataset\n\n" + text.split("\n\n", 1)[1]
+    assert "Forgetting" not in text
+
+
+def test_published_figures_are_whole() -> None:
+    assert set(PUBLISHED) == set(ABLATION) == {"streamingqa", "squad", "archivalqa"}
+    for methods in PUBLISHED.values():
+        assert all(len(figures) == len(MODELS) for figures in methods.values())
+        assert methods["CaMeLS"][-1] is None  # not run on Llama-2
+
+
+def test_plots_are_drawn(store: ResultStore, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    files = draw(fill(store, "kv_memory", "mac"), DATASET, tmp_path / "plots")
+    assert {file.stem.removeprefix(f"{DATASET}-") for file in files} == {
+        "retention", "robustness", "bytes", "tokens",
+    }  # fmt: skip
+    assert all(file.stat().st_size > 5000 for file in files)
