@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from cmt.answering import Reading
 from cmt.errors import CMTError
 from cmt.memory import Memory
-from cmt.server.errors import OverloadedError, StoppingError
+from cmt.server.errors import OverloadedError, StoppingError, internal
 from cmt.server.jobs import Done, Event, Found, Job, Piece, Wish
 from cmt.server.metrics import Metrics
 from cmt.server.settings import Settings
@@ -85,9 +85,10 @@ class Asking:
             self._metrics.batch_size.observe(len(batch))
             answering = loop.run_in_executor(self._thread, self._answer, batch)
             await asyncio.wait([answering])
-            if (error := answering.exception()) is not None:  # a bug or a full GPU: go on
+            if (error := answering.exception()) is not None:
+                told = error if isinstance(error, CMTError) else internal(error)
                 for job in batch:
-                    job.tell(error)
+                    job.tell(told)
 
     async def _gather(self) -> list[Job]:
         """The next batch; empty when there is none to come."""

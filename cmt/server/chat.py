@@ -47,7 +47,7 @@ async def get_model(model_id: str, service: Current) -> ModelOut:
 @router.post(
     "/chat/completions",
     response_model=Completion,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/event-stream": {}}}},
 )
 async def complete(
     asked: ChatRequest, request: Request, service: Current

@@ -19,6 +19,9 @@ from cmt.errors import BankError, CMTError, EmptyBankError, InputError, UnknownI
 
 _logger = logging.getLogger(__name__)
 
+# What bugs raise. `Exception` alone would do, but Starlette raises what that handler has answered
+# once more, and the server then drops the connection.
+_BUGS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _CODES = {404: "not_found", 405: "method_not_allowed", 408: "body_timeout", 413: "too_large"}
 
 
@@ -92,6 +95,11 @@ def described(error: BaseException, secrets: Sequence[str] = ()) -> ServiceError
         _logger.error("the bank failed: %s", error)
         message = "the memory bank can't be read or written now; the server's log says why"
         return ServiceError(503, "bank_error", message)
+    return internal(error)
+
+
+def internal(error: BaseException) -> ServiceError:
+    """A bug, or a GPU without memory: logged here, and told without any of it."""
     _logger.error("a request failed", exc_info=error)
     return ServiceError(500, "internal_error", "an internal error; the server's log says more")
 
@@ -137,4 +145,5 @@ def install(app: FastAPI, secrets: Sequence[str]) -> None:
     app.add_exception_handler(TimeoutError, expected)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, expected)
+    for kind in (*_BUGS, Exception):
+        app.add_exception_handler(kind, expected)

@@ -15,9 +15,10 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import islice
 
+from cmt.errors import CMTError
 from cmt.memory import Memory
 from cmt.records import AddReport, Document, Failure
-from cmt.server.errors import OverloadedError, StoppingError
+from cmt.server.errors import OverloadedError, StoppingError, internal
 from cmt.server.metrics import Metrics
 from cmt.server.settings import Settings
 from cmt.server.turns import Turns
@@ -116,7 +117,8 @@ class Learning:
             learning = loop.run_in_executor(self._thread, self._learn_some, request)
             await asyncio.wait([learning])
             if (error := learning.exception()) is not None:
-                request.events.put_nowait(error)
+                told = error if isinstance(error, CMTError) else internal(error)
+                request.events.put_nowait(told)
             elif learning.result():
                 request.events.put_nowait(request.report)
                 self._waiting.append(request)

@@ -39,9 +39,7 @@ router = APIRouter(prefix="/v1/memories", tags=["Memories"])
 Id = Annotated[str, Path(min_length=1, max_length=512)]
 Namespace = Annotated[Name, Query()]
 Kind = Literal["txt", "md", "markdown", "html", "htm", "pdf", "jsonl", "ndjson", "csv", "tsv"]
-_STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-}
+_STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
 @router.post("", response_model=AddResponse, responses=_STREAMED)

@@ -1,0 +1,129 @@
+"""The bank over HTTP, against a running server."""
+
+import json
+
+import pytest
+
+TOWER = {"text": "The tower of Selka was built in 1900 by Ada Moss.", "id": "selka"}
+
+
+def ids(client, **params):
+    return [one["id"] for one in client.get("/v1/memories", params=params).json()["data"]]
+
+
+def events(response):
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert lines.pop() == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_what_is_added_is_stored_found_changed_and_forgotten(client, memory):
+    report = client.post("/v1/memories", json={"documents": [TOWER]}).json()
+    assert (report["added"], report["failed"]) == (["selka"], [])
+    assert memory.get("selka").text == TOWER["text"]
+
+    found = client.post("/v1/memories/search", json={"query": "Who?", "top_k": 9}).json()["data"]
+    assert "selka" in [source["document_id"] for source in found]
+
+    changed = client.patch("/v1/memories/selka", json={"title": "Selka", "tags": ["tower"]}).json()
+    assert (changed["title"], changed["text"]) == ("Selka", TOWER["text"])
+    newer = {"text": "It fell in 1950.", "date": None, "supersede": True}
+    changed = client.patch("/v1/memories/selka", json=newer).json()
+    assert (changed["text"], changed["tags"]) == ("It fell in 1950.", ["tower"])
+    assert memory.history("selka")[0].text == TOWER["text"]
+
+    assert client.delete("/v1/memories/selka").json()["deleted"] is True
+    assert client.get("/v1/memories/selka").status_code == 404
+    assert client.delete("/v1/memories/selka").status_code == 404
+    assert client.patch("/v1/memories/selka", json={"title": "x"}).status_code == 404
+
+
+def test_lists_come_in_pages_and_by_namespace_and_tag(client):
+    page = client.get("/v1/memories", params={"limit": 2}).json()
+    assert [one["id"] for one in page["data"]] == ["arbon", "rivers"]
+    assert (page["total"], page["has_more"]) == (3, True)
+    assert "text" not in page["data"][0] and page["data"][0]["metadata"] == {"page": 3}
+    rest = client.get("/v1/memories", params={"limit": 2, "offset": 2}).json()
+    assert ([one["id"] for one in rest["data"]], rest["has_more"]) == (["mirna"], False)
+    client.post("/v1/memories", json={"documents": [{**TOWER, "namespace": "towers"}]})
+    assert ids(client, namespace="towers") == ["selka"]
+    assert ids(client, tag="sea") == ["arbon", "rivers"]
+    assert client.get("/v1/memories/selka").status_code == 404
+    path = "/v1/memories/selka"
+    assert client.get(path, params={"namespace": "towers"}).json()["namespace"] == "towers"
+
+
+def test_an_id_may_look_like_a_path(client):
+    name = "notes/2026/a b?.txt"
+    client.post("/v1/memories", json={"documents": [{**TOWER, "id": name}]})
+    path = "/v1/memories/notes/2026/a%20b%3F.txt"
+    assert client.get(path).json()["id"] == name
+    assert client.delete(path).json()["id"] == name
+
+
+def test_one_that_fails_does_not_stop_the_others(client, memory):
+    documents = [{"text": "Sound."}, {"text": "Wrong.", "expires_at": "tomorrow"}, TOWER]
+    report = client.post("/v1/memories", json={"documents": documents}).json()
+    assert len(report["added"]) == 2
+    (failure,) = report["failed"]
+    assert "ISO 8601" in failure["reason"]
+
+
+def test_progress_is_streamed_and_grows(client, memory):
+    documents = [{"text": f"Fact number {n}.", "id": f"fact-{n}"} for n in range(20)]
+    body = {"documents": documents, "stream": True}
+    reports = events(client.post("/v1/memories", json=body))
+    counts = [len(report["added"]) for report in reports]
+    assert counts == sorted(counts) and counts[-1] == 20 and len(counts) > 1
+    assert memory.count().documents == 23
+
+
+def test_files_are_read_by_their_kind(client, memory):
+    lines = b'{"text": "One.", "id": "one"}\n{"text": ""}\n{"text": "Two.", "title": "T"}\n'
+    params = {"kind": "jsonl", "name": "facts.jsonl"}
+    report = client.post("/v1/memories/file", params=params, content=lines).json()
+    assert len(report["added"]) == 2
+    assert "facts.jsonl" in report["failed"][0]["document"]
+    report = client.post("/v1/memories/file", params={"name": "a.txt"}, content=b"Plain.").json()
+    assert memory.get(report["added"][0]).title == "a.txt"
+    report = client.post("/v1/memories/file", params={"kind": "pdf"}, content=b"no pdf").json()
+    assert len(report["failed"]) == 1 and report["added"] == []
+
+
+@pytest.mark.parametrize("name", ["memory", "key", "tensor", "memories", "keys", "embedding"])
+def test_tensors_are_never_taken_from_a_client(client, memory, name):
+    body = {"documents": [{**TOWER, name: [[0.1, 0.2]]}]}
+    answer = client.post("/v1/memories", json=body)
+    assert answer.status_code == 400
+    assert "Extra inputs are not permitted" in answer.json()["error"]["message"]
+    assert client.patch("/v1/memories/arbon", json={name: [0.5]}).status_code == 400
+    assert memory.count().documents == 3
+
+
+def test_the_map_shows_every_memory_and_follows_the_bank(client, memory):
+    drawn = client.get("/v1/map").json()
+    assert {point["document_id"] for point in drawn["points"]} == {"arbon", "rivers", "mirna"}
+    assert max(abs(point["x"]) for point in drawn["points"]) == 1.0
+    assert drawn["explained"][0] >= drawn["explained"][1]
+    client.delete("/v1/memories/rivers")
+    assert client.get("/v1/map").json()["total"] == 2
+    assert len(client.get("/v1/map", params={"limit": 1}).json()["points"]) == 1
+
+
+def test_metrics_count_requests_batches_and_documents(client):
+    client.post("/v1/memories", json={"documents": [TOWER]})
+    client.post("/v1/memories/search", json={"query": "Who?"})
+    text = client.get("/metrics").text
+    assert 'cmt_documents_total{outcome="added"} 1.0' in text
+    assert "cmt_batch_questions_count 1.0" in text
+    assert 'cmt_bank{what="documents"} 4.0' in text
+    assert 'cmt_requests_total{method="POST",route="/v1/memories",status="200"} 1.0' in text
+    assert client.get("/healthz").json()["status"] == "ok"
+
+
+def test_the_page_may_load_nothing_from_elsewhere(client):
+    answer = client.get("/")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "http://" not in answer.text.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in answer.text
