@@ -54,9 +54,10 @@ class CorruptRecordError(BankError):
     """A stored record's checksum doesn't match its bytes.
 
     Attributes:
-        memory_id: The memory that can't be used because of it, where it is known.
+        document_id, memory_id: What can't be used because of it, where it is known.
     """
 
+    document_id: str | None = None
     memory_id: int | None = None
 
 

@@ -174,18 +174,7 @@ def changed_document(stored: StoredDocument, changes: DocumentChanges) -> Docume
         InputError: A change of what can't be changed.
     """
     _check_names(changes, DocumentChanges)
-    document = Document(
-        text=stored.text,
-        id=stored.id,
-        title=stored.title,
-        date=stored.date,
-        source=stored.source,
-        metadata=stored.metadata,
-        namespace=stored.namespace,
-        tags=stored.tags,
-        expires_at=stored.expires_at,
-    )
-    return replace(document, **changes)
+    return replace(stored.document(), **changes)
 
 
 def _check_names(given: Mapping[str, Any], expected: type) -> None:

@@ -96,6 +96,20 @@ class StoredDocument:
     expires_at: str | None = None
     superseded_at: str | None = None
 
+    def document(self) -> Document:
+        """The same as it may be added again."""
+        return Document(
+            text=self.text,
+            id=self.id,
+            title=self.title,
+            date=self.date,
+            source=self.source,
+            metadata=self.metadata,
+            namespace=self.namespace,
+            tags=self.tags,
+            expires_at=self.expires_at,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredMemory:

@@ -217,6 +217,16 @@ class Connection:
         return BankError(f"bank {self.path}: {reason} (SQLite says: {error})")
 
 
+def check_still(sqlite: sqlite3.Connection, path: Path, opened: Fingerprint) -> None:
+    """Refuse to go on with a bank that was reindexed with other weights since it was opened."""
+    row = sqlite.execute("SELECT base_model, compressor FROM bank").fetchone()
+    if row is not None and row != (opened.base_model, opened.compressor):
+        raise FingerprintMismatchError(
+            f"the bank {path} was reindexed meanwhile: expected memories made by {opened}, got "
+            f"{Fingerprint(base_model=row[0], compressor=row[1])}: open it again with these weights"
+        )
+
+
 def _code(error: sqlite3.Error) -> int:
     """SQLite's primary result code, 0 for errors of Python's own module."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF

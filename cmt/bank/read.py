@@ -14,12 +14,15 @@ from cmt.bank.rows import (
     SELECT_MEMORY,
     Row,
     corrupt,
+    encoded_piece,
     stored_document,
     stored_memory,
 )
 from cmt.errors import CorruptRecordError, UnknownIdError
-from cmt.records import DEFAULT_NAMESPACE, StoredDocument, StoredMemory
+from cmt.records import DEFAULT_NAMESPACE, EncodedPiece, StoredDocument, StoredMemory
 from cmt.selection import FOREVER, Selection
+
+Entry = tuple[StoredDocument, list[EncodedPiece]]
 
 _LARGEST_ID = 2**63 - 1  # SQLite's integers
 
@@ -143,6 +146,35 @@ def read_sources(sqlite: sqlite3.Connection, memory_ids: Sequence[int]) -> list[
             )
         )
     return sources
+
+
+def read_numbers(sqlite: sqlite3.Connection) -> list[int]:
+    """The numbers of all versions, in insertion order, from an index: apart from their records."""
+    rows = sqlite.execute("SELECT number FROM documents INDEXED BY documents_by_id").fetchall()
+    return sorted(number for (number,) in rows)
+
+
+def read_entry(sqlite: sqlite3.Connection, number: int) -> Entry | None:
+    """A version with its pieces, as they were added; None when it is gone.
+
+    Raises:
+        CorruptRecordError: Something of it is not as it was written.
+    """
+    row = _row(sqlite, f"{SELECT_DOCUMENT} WHERE number = ?", number, None, None)
+    if row is None:
+        return None
+    document = stored_document(row)
+    ids = sqlite.execute(
+        "SELECT memory_id FROM memories INDEXED BY memories_by_document WHERE document = ?",
+        (number,),
+    ).fetchall()
+    pieces = []
+    for (memory_id,) in sorted(ids):
+        own = _row(sqlite, SELECT_MEMORY, memory_id, document.id, memory_id)
+        if own is None:
+            raise corrupt(document.id, memory_id, "its record is gone")
+        pieces.append(encoded_piece(own))
+    return document, pieces
 
 
 def _document_of(sqlite: sqlite3.Connection, memory_id: int, number: int) -> StoredDocument:

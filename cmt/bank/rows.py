@@ -8,7 +8,7 @@ from typing import Any
 
 from cmt.bank.tensor_bytes import checksum, tensor_from_bytes, text_hash
 from cmt.errors import CorruptRecordError
-from cmt.records import DEFAULT_NAMESPACE, StoredDocument, StoredMemory
+from cmt.records import DEFAULT_NAMESPACE, EncodedPiece, StoredDocument, StoredMemory
 
 Row = tuple[Any, ...]
 
@@ -119,6 +119,18 @@ def stored_memory(row: Row) -> StoredMemory:
     )
 
 
+def encoded_piece(row: Row) -> EncodedPiece:
+    """The memory of a row of `SELECT_MEMORY` with its key, as it was added; raises as above."""
+    memory = stored_memory(row)
+    return EncodedPiece(
+        start=memory.start,
+        end=memory.end,
+        tokens=memory.tokens,
+        key=tensor_from_bytes(row[9], [len(row[9]) // 4], "float32"),
+        memory=memory.memory,
+    )
+
+
 def corrupt(document_id: str | None, memory_id: int | None, reason: str) -> CorruptRecordError:
     """The error that names a damaged record and says what to do about it."""
     name = "an unknown document" if document_id is None else f"document {document_id!r}"
@@ -127,5 +139,5 @@ def corrupt(document_id: str | None, memory_id: int | None, reason: str) -> Corr
     error = CorruptRecordError(
         f"{name}: {reason}; delete the document and add it again, or restore a copy of the bank"
     )
-    error.memory_id = memory_id
+    error.document_id, error.memory_id = document_id, memory_id
     return error

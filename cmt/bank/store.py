@@ -8,13 +8,14 @@ share a `Bank`; a forked child must open its own.
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from cmt.bank import check, keys, read, write
-from cmt.bank.connection import Connection, Mode, check_path
+from cmt.bank.connection import Connection, Mode, check_path, check_still
 from cmt.bank.entries import document_entry
 from cmt.bank.records import (
     Counts,
@@ -26,7 +27,7 @@ from cmt.bank.records import (
     Stats,
 )
 from cmt.bank.rows import stored_document
-from cmt.errors import BankError, InputError
+from cmt.errors import BankError, CorruptRecordError, InputError
 from cmt.records import (
     DEFAULT_NAMESPACE,
     Document,
@@ -142,12 +143,45 @@ class Bank:
             InputError: A document or piece can't be stored (names it); nothing was written.
             BankError: Full disk, locked, read-only; nothing was written, the bank stays usable.
         """
-        if not self._may_add:
-            raise BankError(f"the bank {self.path} was opened without fingerprint: give one to add")
+        self._require_fingerprint()
         prepared = [document_entry(document, pieces) for document, pieces in entries]
-        with self._writable().writing() as sqlite:
+        with self._writing() as sqlite:
             write.check_layout(sqlite, prepared)
             return [write.put(sqlite, entry) for entry in prepared]
+
+    def restore(
+        self, entries: Sequence[tuple[StoredDocument, Sequence[EncodedPiece]]]
+    ) -> list[Outcome]:
+        """Store versions as another bank held them, history and dates kept; all or none.
+
+        A version that this bank has already is "unchanged".
+
+        Raises:
+            InputError: One can't be stored, or another text is in force under its id.
+            BankError: As `add`.
+        """
+        self._require_fingerprint()
+        prepared = [document_entry(stored.document(), pieces) for stored, pieces in entries]
+        with self._writing() as sqlite:
+            write.check_layout(sqlite, prepared)
+            return [
+                Outcome(stored.id, write.restore(sqlite, entry, stored, None))
+                for entry, (stored, _) in zip(prepared, entries, strict=True)
+            ]
+
+    def entries(self) -> Iterator[tuple[StoredDocument, list[EncodedPiece]] | Problem]:
+        """Every version with its pieces, as `restore` takes them, or the damage that hit it."""
+        with self._reader.reading() as sqlite:
+            numbers = read.read_numbers(sqlite)
+        for number in numbers:
+            try:
+                with self._reader.reading() as sqlite:
+                    entry = read.read_entry(sqlite, number)
+            except CorruptRecordError as error:
+                yield Problem(error.document_id, error.memory_id, str(error))
+            else:
+                if entry is not None:
+                    yield entry
 
     def status_of(self, document: Document) -> Standing:
         """Whether `add` would need the document compressed: "new" and "changed" ones it does.
@@ -291,10 +325,12 @@ class Bank:
 
         Raises:
             InputError: The cursor is not of this bank, or limit < 1.
+            FingerprintMismatchError: The bank was reindexed with other weights meanwhile.
         """
         if limit is not None and limit < 1:
             raise InputError(f"expected limit >= 1, got {limit}")
         with self._reader.reading() as sqlite:
+            check_still(sqlite, self.path, self.fingerprint)
             return keys.read_key_changes(sqlite, cursor, limit)
 
     def memories(self, memory_ids: Sequence[int]) -> list[StoredMemory]:
@@ -358,6 +394,17 @@ class Bank:
                 f"the bank {self.path} is packed, but its log still holds deleted bytes, because "
                 "someone is still reading it: call vacuum() again when they are done"
             )
+
+    def _require_fingerprint(self) -> None:
+        if not self._may_add:
+            raise BankError(f"the bank {self.path} was opened without fingerprint: give one to add")
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction for memories of the weights that this bank was opened for."""
+        with self._writable().writing() as sqlite:
+            check_still(sqlite, self.path, self.fingerprint)
+            yield sqlite
 
     def _writable(self) -> Connection:
         if self._writer is None:

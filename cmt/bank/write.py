@@ -11,17 +11,18 @@ from typing import NamedTuple
 
 from cmt.bank.entries import DocumentEntry, Layout
 from cmt.bank.read import find_numbers
-from cmt.bank.records import Outcome
+from cmt.bank.records import Outcome, Status
 from cmt.bank.rows import SELECT_DOCUMENT, corrupt, document_checksum, document_damage
 from cmt.dates import ends, now, span
 from cmt.errors import InputError
+from cmt.records import StoredDocument
 
 _DERIVED_ID_CHARS = 16
 _FIELDS = (
     "title, date, source, metadata, added_at, namespace, tags, expires_at, superseded_at, "
     "content_hash, checksum, text, touched, id"
 )
-_INSERT = f"INSERT INTO documents ({_FIELDS}) VALUES ({', '.join('?' * 14)})"  # noqa: S608
+_INSERT = f"INSERT INTO documents ({_FIELDS}, number) VALUES ({', '.join('?' * 15)})"  # noqa: S608
 _UPDATE = f"UPDATE documents SET ({_FIELDS}) = ({', '.join('?' * 14)}) WHERE number = ?"  # noqa: S608
 _IN_FORCE = "SELECT number, id, content_hash FROM documents WHERE superseded_at IS NULL"
 _BY_ID = _IN_FORCE + " AND id = ? AND namespace = ?"
@@ -53,7 +54,7 @@ def put(sqlite: sqlite3.Connection, entry: DocumentEntry) -> Outcome:
         _insert(sqlite, known.id, entry)
     else:
         _remove_memories(sqlite, known.number)
-        _write(sqlite, _UPDATE, known.id, entry, now(), 0, known.number)
+        sqlite.execute(_UPDATE, (*_row(known.id, entry, now(), None, 0), known.number))
         _insert_memories(sqlite, known.number, entry)
     return Outcome(known.id, "updated")
 
@@ -117,27 +118,61 @@ def _derived_id(sqlite: sqlite3.Connection, entry: DocumentEntry) -> str:
     return next(c for c in candidates if not find_numbers(sqlite, c, entry.namespace))
 
 
-def _insert(sqlite: sqlite3.Connection, document_id: str, entry: DocumentEntry) -> None:
-    _write(sqlite, _INSERT, document_id, entry, now(), 0)
-    (number,) = sqlite.execute("SELECT last_insert_rowid()").fetchone()
+def restore(
+    sqlite: sqlite3.Connection, entry: DocumentEntry, stored: StoredDocument, number: int | None
+) -> Status:
+    """Store a version as it was in another bank; "unchanged" where this bank has it.
+
+    Raises:
+        InputError: Another text is in force under its id.
+    """
+    versions = sqlite.execute(
+        "SELECT content_hash, added_at FROM documents WHERE id = ? AND namespace = ?",
+        (entry.id, entry.namespace),
+    ).fetchall()
+    known = find(sqlite, entry) if stored.superseded_at is None else None
+    if (entry.content_hash, stored.added_at) in versions or (
+        known is not None and known.content_hash == entry.content_hash
+    ):
+        return "unchanged"
+    if known is not None:
+        raise InputError(
+            f"{entry.name}: expected an id that the bank doesn't hold, or the same text under it, "
+            "got another text: forget the one in the bank first"
+        )
+    _require_memories(entry)
+    _insert(sqlite, stored.id, entry, stored.added_at, stored.superseded_at, number)
+    return "added"
+
+
+def _insert(
+    sqlite: sqlite3.Connection,
+    document_id: str,
+    entry: DocumentEntry,
+    added_at: str | None = None,
+    superseded_at: str | None = None,
+    number: int | None = None,
+) -> None:
+    """A new version, with the next number unless one is given."""
+    row = _row(document_id, entry, added_at or now(), superseded_at, 0)
+    sqlite.execute(_INSERT, (*row, number))
+    if number is None:
+        (number,) = sqlite.execute("SELECT last_insert_rowid()").fetchone()
     _insert_memories(sqlite, number, entry)
 
 
-def _write(
-    sqlite: sqlite3.Connection,
-    statement: str,
+def _row(
     document_id: str,
     entry: DocumentEntry,
     added_at: str,
+    superseded_at: str | None,
     touched: int,
-    *where: int,
-) -> None:
-    """One row of a version in force; `touched` is 0 where new memories tell of it anyway."""
+) -> tuple[object, ...]:
+    """The values of `_FIELDS`; `touched` is 0 where new memories tell of the row anyway."""
     fields = (entry.title, entry.date, entry.source, entry.metadata, added_at)
-    life = (entry.namespace, entry.tags, entry.expires_at, None)
+    life = (entry.namespace, entry.tags, entry.expires_at, superseded_at)
     guard = document_checksum((document_id, *fields, *life), entry.content_hash)
-    rest = (entry.content_hash, guard, entry.text, touched, document_id)
-    sqlite.execute(statement, (*fields, *life, *rest, *where))
+    return (*fields, *life, entry.content_hash, guard, entry.text, touched, document_id)
 
 
 def _refresh_fields(sqlite: sqlite3.Connection, known: Known, entry: DocumentEntry) -> None:
@@ -155,7 +190,8 @@ def _refresh_fields(sqlite: sqlite3.Connection, known: Known, entry: DocumentEnt
     given = [entry.title, entry.date, entry.source, entry.metadata, entry.tags, entry.expires_at]
     if [*stored, expires_at] != given:
         touched = _next_changes(sqlite, 1)[0]
-        _write(sqlite, _UPDATE, known.id, entry, added_at, touched, known.number)
+        row = _row(known.id, entry, added_at, None, touched)
+        sqlite.execute(_UPDATE, (*row, known.number))
 
 
 def _end(sqlite: sqlite3.Connection, known: Known, successor: DocumentEntry) -> None:
