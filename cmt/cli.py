@@ -15,6 +15,7 @@ from cmt.commands.evaluate import evaluate
 from cmt.commands.fetch import fetch
 from cmt.commands.serve import serve
 from cmt.commands.train import train
+from cmt.commands.transfer import export_command, import_command
 from cmt.errors import CMTError
 
 
@@ -58,6 +59,8 @@ for _command in (
     purge,
     stats,
     verify,
+    export_command,
+    import_command,
     fetch,
     train,
     evaluate,
