@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from cmt.answering import Reading
 from cmt.errors import CMTError
 from cmt.memory import Memory
+from cmt.server.attention_share import attention_share
 from cmt.server.errors import OverloadedError, StoppingError, internal
 from cmt.server.jobs import Done, Event, Found, Job, Piece, Wish
 from cmt.server.metrics import Metrics
@@ -50,7 +51,9 @@ class Asking:
             await self._task
         self._thread.shutdown()
 
-    async def ask(self, question: str, wish: Wish, max_new_tokens: int) -> AsyncGenerator[Event]:
+    async def ask(
+        self, question: str, wish: Wish, max_new_tokens: int, *, attention: bool = False
+    ) -> AsyncGenerator[Event]:
         """What becomes of a question: `Found`, `Piece`s, `Done`; leaving earlier gives it up.
 
         Raises:
@@ -63,7 +66,7 @@ class Asking:
             raise StoppingError
         if len(self._waiting) >= self._settings.waiting_questions:
             raise OverloadedError("questions", self._settings.waiting_questions)
-        job = Job(question, wish, max_new_tokens)
+        job = Job(question, wish, max_new_tokens, attention)
         self._waiting.append(job)
         self._metrics.waiting_questions.set(len(self._waiting))
         self._arrived.set()
@@ -193,7 +196,10 @@ class _Row:
         tokens[self._place] = self.tokens
         answer = self._reading.answers(tokens)[self._place]
         self._tell(answer.text)
-        self.job.tell(Done(answer, cut))
+        share = None
+        if self.job.attention and not self.job.left and answer.memory_tokens:
+            share = attention_share(self._reading, self._place, self.tokens)
+        self.job.tell(Done(answer, cut, share))
 
     def _tell(self, text: str) -> None:
         if piece := text[len(self._told) :]:

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -14,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from cmt.generation import GREEDY
 from cmt.server.chat_schemas import (
     AnswerMessage,
+    Attention,
     ChatRequest,
     Choice,
     Completion,
@@ -59,7 +61,8 @@ async def complete(
         asked.max_completion_tokens or asked.max_tokens or GREEDY.max_new_tokens,
         service.settings.max_new_tokens,
     )
-    answer = _Answer(service.model_name, service.asking.ask(question, _wish(asked), limit))
+    events = service.asking.ask(question, _wish(asked), limit, attention=asked.attention)
+    answer = _Answer(service.model_name, events)
     if not asked.stream:
         return await unless_left(request, answer.whole())
     await unless_left(request, answer.begin())  # errors up to here have a status of their own
@@ -156,11 +159,13 @@ class _Answer:
         return chunk(self._id, self._created, self._model, delta, **fields)
 
     def _use(self, done: Done) -> MemoryUse:
+        share = done.attention
         return MemoryUse(
             sources=self._sources,
             memory_tokens=done.answer.memory_tokens,
             seconds=done.answer.seconds,
             abstained=done.answer.abstained,
+            attention=None if share is None else Attention(**asdict(share)),
         )
 
 

@@ -49,7 +49,8 @@ class ChatRequest(Selecting):
     """A chat completion. Parameters that would change the answer and can't be had are refused.
 
     Beyond OpenAI's: `memory` (false: the frozen model alone), `top_k` (memories read) and
-    `rerank` (memories found and re-ranked), `min_score` (least cosine; else "I don't know."), and
+    `rerank` (memories found and re-ranked), `min_score` (least cosine; else "I don't know."),
+    `attention` (measure where the answer's attention went), and
     what selects documents: `namespace`, `tags`, `since`, `until`, `as_of`. Without `temperature`
     the likeliest tokens are taken. `max_tokens` beyond the service's bound is cut to it.
     """
@@ -75,6 +76,7 @@ class ChatRequest(Selecting):
     top_k: int = Field(DEFAULT_TOP_K, ge=1)
     rerank: int = Field(DEFAULT_RERANK, ge=0)
     min_score: float | None = Field(None, ge=-1, le=1)
+    attention: bool = Field(False, description="measure where the answer's attention went")
 
 
 class Usage(BaseModel):
@@ -85,6 +87,18 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class Attention(BaseModel):
+    """Where an answer's attention went, mean over its tokens, layers and heads; sums to 1.
+
+    `memories` in the order of the sources; `sink` is the first token every text begins with,
+    `text` question and answer themselves.
+    """
+
+    memories: list[float]
+    sink: float
+    text: float
+
+
 class MemoryUse(BaseModel):
     """Which memories were read, best first, and the places they took in the model's cache."""
 
@@ -92,6 +106,7 @@ class MemoryUse(BaseModel):
     memory_tokens: int | None = None
     seconds: float | None = None
     abstained: bool = False
+    attention: Attention | None = None
 
 
 class AnswerMessage(BaseModel):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from cmt.generation import Sampling
 from cmt.records import DEFAULT_NAMESPACE, Answer, Match
 from cmt.selection import Filters
+from cmt.server.attention_share import AttentionShare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +84,14 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The whole answer; the last event. `cut`: its length ended it, not the model."""
+    """The whole answer; the last event. `cut`: its length ended it, not the model.
+
+    `attention`: where its attention went, if that was asked and memories were read.
+    """
 
     answer: Answer
     cut: bool
+    attention: AttentionShare | None = None
 
 
 Event = Found | Piece | Done
@@ -97,6 +102,7 @@ class Job:
     """A question that waits or is being answered; made and read on the event loop.
 
     Attributes:
+        attention: Whether to measure where the answer's attention went, in one more pass.
         left: The asker is gone: stop generating. Set by the event loop, read by the model's
             thread.
     """
@@ -104,6 +110,7 @@ class Job:
     question: str
     wish: Wish
     max_new_tokens: int
+    attention: bool = False
     left: bool = False
     began: float = field(default_factory=time.perf_counter)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
