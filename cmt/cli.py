@@ -13,6 +13,7 @@ from cmt.commands.chat import chat
 from cmt.commands.demo import demo
 from cmt.commands.evaluate import evaluate
 from cmt.commands.fetch import fetch
+from cmt.commands.reindex import reindex
 from cmt.commands.serve import serve
 from cmt.commands.train import train
 from cmt.commands.transfer import export_command, import_command
@@ -61,6 +62,7 @@ for _command in (
     verify,
     export_command,
     import_command,
+    reindex,
     fetch,
     train,
     evaluate,

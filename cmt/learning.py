@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypedDict
 
+import torch
+from torch import Tensor
+
 from cmt.bank import Bank, Outcome
 from cmt.compressor import Compressor
 from cmt.dates import after, checked_span
@@ -220,6 +223,23 @@ def split_for(compressor: Compressor, text: str) -> list[Piece]:
         max_tokens=config.max_piece_tokens,
         overlap_tokens=config.overlap_tokens,
     )
+
+
+def as_encoded(
+    passes: Iterable[tuple[list[int], Tensor, Tensor]], pieces: Sequence[Piece]
+) -> Iterator[EncodedPiece]:
+    """What `encode_documents` gives for these pieces, as the bank takes it: bfloat16 on the CPU."""
+    for batch, memories, keys in passes:
+        on_cpu = zip(batch, keys.cpu(), memories.to("cpu", torch.bfloat16), strict=True)
+        for i, key, memory in on_cpu:
+            piece = pieces[i]
+            yield EncodedPiece(
+                start=piece.start,
+                end=piece.end,
+                tokens=len(piece.token_ids),
+                key=key,
+                memory=memory,
+            )
 
 
 def windows(

@@ -42,6 +42,7 @@ from cmt.learning import (
     DocumentChanges,
     Draft,
     Tally,
+    as_encoded,
     as_items,
     changed_document,
     drafts,
@@ -235,13 +236,7 @@ class Memory:
         """Compress, M = Θ(d): a memory and a key for each piece, in bfloat16 on the CPU."""
         tokens = [piece.token_ids for piece in pieces]
         passes = encode_documents(self.compressor, tokens, batch_tokens)
-        for batch, memories, keys in self._alone(passes, turn):
-            on_cpu = zip(batch, keys.cpu(), memories.to("cpu", torch.bfloat16), strict=True)
-            for i, key, memory in on_cpu:
-                start, end = pieces[i].start, pieces[i].end
-                yield EncodedPiece(
-                    start=start, end=end, tokens=len(tokens[i]), key=key, memory=memory
-                )
+        return as_encoded(self._alone(passes, turn), pieces)
 
     def _store(self, window: Sequence[Draft], tally: Tally, batch_tokens: int, turn: Turn) -> None:
         """Store in {Mⁱ}: the window's documents, in one transaction."""

@@ -148,6 +148,12 @@ def read_sources(sqlite: sqlite3.Connection, memory_ids: Sequence[int]) -> list[
     return sources
 
 
+def read_version(sqlite: sqlite3.Connection, number: int) -> StoredDocument | None:
+    """The version with this number, None when it is gone; raises as `read_entry`."""
+    row = _row(sqlite, f"{SELECT_DOCUMENT} WHERE number = ?", number, None, None)
+    return None if row is None else stored_document(row)
+
+
 def read_numbers(sqlite: sqlite3.Connection) -> list[int]:
     """The numbers of all versions, in insertion order, from an index: apart from their records."""
     rows = sqlite.execute("SELECT number FROM documents INDEXED BY documents_by_id").fetchall()
@@ -160,10 +166,9 @@ def read_entry(sqlite: sqlite3.Connection, number: int) -> Entry | None:
     Raises:
         CorruptRecordError: Something of it is not as it was written.
     """
-    row = _row(sqlite, f"{SELECT_DOCUMENT} WHERE number = ?", number, None, None)
-    if row is None:
+    document = read_version(sqlite, number)
+    if document is None:
         return None
-    document = stored_document(row)
     ids = sqlite.execute(
         "SELECT memory_id FROM memories INDEXED BY memories_by_document WHERE document = ?",
         (number,),

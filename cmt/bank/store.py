@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 
 from cmt.bank import check, keys, read, write
@@ -145,7 +145,7 @@ class Bank:
         """
         self._require_fingerprint()
         prepared = [document_entry(document, pieces) for document, pieces in entries]
-        with self._writing() as sqlite:
+        with self.writing() as sqlite:
             write.check_layout(sqlite, prepared)
             return [write.put(sqlite, entry) for entry in prepared]
 
@@ -162,10 +162,10 @@ class Bank:
         """
         self._require_fingerprint()
         prepared = [document_entry(stored.document(), pieces) for stored, pieces in entries]
-        with self._writing() as sqlite:
+        with self.writing() as sqlite:
             write.check_layout(sqlite, prepared)
             return [
-                Outcome(stored.id, write.restore(sqlite, entry, stored, None))
+                Outcome(stored.id, write.restore(sqlite, entry, stored))
                 for entry, (stored, _) in zip(prepared, entries, strict=True)
             ]
 
@@ -395,16 +395,36 @@ class Bank:
                 "someone is still reading it: call vacuum() again when they are done"
             )
 
-    def _require_fingerprint(self) -> None:
-        if not self._may_add:
-            raise BankError(f"the bank {self.path} was opened without fingerprint: give one to add")
+    def version(self, number: int) -> StoredDocument | None:
+        """A version by its number, for `Staging`; None when it is gone; raises as `get`."""
+        with self._reader.reading() as sqlite:
+            return read.read_version(sqlite, number)
+
+    def reading(self) -> AbstractContextManager[sqlite3.Connection]:
+        """A read transaction, for the bank's own package."""
+        return self._reader.reading()
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction for memories of the weights that this bank was opened for."""
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction, for the bank's own package; refused after another reindexed."""
         with self._writable().writing() as sqlite:
             check_still(sqlite, self.path, self.fingerprint)
             yield sqlite
+
+    @contextmanager
+    def attached(self, path: Path, name: str) -> Iterator[sqlite3.Connection]:
+        """A write transaction with another bank's file at hand, for the bank's own package."""
+        with self._writable().exclusive() as sqlite:
+            sqlite.execute(f"ATTACH ? AS {name}", (str(path.absolute()),))
+            try:
+                with self.writing():
+                    yield sqlite
+            finally:
+                sqlite.execute(f"DETACH {name}")
+
+    def _require_fingerprint(self) -> None:
+        if not self._may_add:
+            raise BankError(f"the bank {self.path} was opened without fingerprint: give one to add")
 
     def _writable(self) -> Connection:
         if self._writer is None:

@@ -118,9 +118,7 @@ def _derived_id(sqlite: sqlite3.Connection, entry: DocumentEntry) -> str:
     return next(c for c in candidates if not find_numbers(sqlite, c, entry.namespace))
 
 
-def restore(
-    sqlite: sqlite3.Connection, entry: DocumentEntry, stored: StoredDocument, number: int | None
-) -> Status:
+def restore(sqlite: sqlite3.Connection, entry: DocumentEntry, stored: StoredDocument) -> Status:
     """Store a version as it was in another bank; "unchanged" where this bank has it.
 
     Raises:
@@ -141,8 +139,14 @@ def restore(
             "got another text: forget the one in the bank first"
         )
     _require_memories(entry)
-    _insert(sqlite, stored.id, entry, stored.added_at, stored.superseded_at, number)
+    _insert(sqlite, stored.id, entry, stored.added_at, stored.superseded_at)
     return "added"
+
+
+def stage(sqlite: sqlite3.Connection, entry: DocumentEntry, number: int) -> None:
+    """Store a version under the number it has in another bank, and that for its id."""
+    _require_memories(entry)
+    _insert(sqlite, f"{number}", entry, number=number)
 
 
 def _insert(
