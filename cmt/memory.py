@@ -32,6 +32,7 @@ from cmt.aggregation import Prefix, aggregate
 from cmt.answering import AloneOptions, AskOptions, Found, Reading, batches, without_memory
 from cmt.bank import Bank, Counts
 from cmt.bank.connection import check_path
+from cmt.bank.tensor_bytes import Tier
 from cmt.compressor import Compressor
 from cmt.encoding import encode_documents
 from cmt.errors import FingerprintMismatchError, InputError
@@ -116,6 +117,7 @@ class Memory:
         dtype: torch.dtype | None = None,
         offline: bool | None = None,
         read_only: bool = False,
+        tier: Tier | None = None,
     ) -> Memory:
         """Open a bank with the model that reads it; a bank that isn't there yet is created.
 
@@ -127,6 +129,7 @@ class Memory:
             dtype: Default: bfloat16 on CUDA, float32 on CPU.
             offline: True never touches the network; None asks $CMT_OFFLINE and $HF_HUB_OFFLINE.
             read_only: Only ask; the bank must exist.
+            tier: How a bank that is made stores memories, "bf16" unless given, or "int8".
 
         Raises:
             InputError: This machine doesn't have the device.
@@ -137,7 +140,8 @@ class Memory:
         """
         check_path(Path(path), must_exist=read_only, read_only=read_only)  # before a slow load
         compressor = load_compressor(model, checkpoint, device=device, dtype=dtype, offline=offline)
-        return cls(Bank.open(path, fingerprint(compressor), read_only=read_only), compressor)
+        bank = Bank.open(path, fingerprint(compressor), read_only=read_only, tier=tier)
+        return cls(bank, compressor)
 
     def close(self) -> None:
         """Close the bank; what was added is on disk already."""

@@ -89,7 +89,7 @@ class Connection:
             if self._sqlite.in_transaction:
                 self._sqlite.execute("ROLLBACK")
 
-    def prepare(self, creator: Fingerprint | None) -> None:
+    def prepare(self, creator: Fingerprint | None, tier: str = "bf16") -> None:
         """Make sure that this is a bank we know, in WAL mode, with the newest schema.
 
         A file that holds nothing yet becomes the creator's bank; without a creator it is refused.
@@ -110,9 +110,9 @@ class Connection:
                 migrate(sqlite)
                 if creator is not None:
                     sqlite.execute(
-                        "INSERT INTO bank (base_model, compressor, last_change, layout) "
-                        "SELECT ?, ?, 0, NULL WHERE NOT EXISTS (SELECT * FROM bank)",
-                        (creator.base_model, creator.compressor),
+                        "INSERT INTO bank (base_model, compressor, last_change, layout, tier) "
+                        "SELECT ?, ?, 0, NULL, ? WHERE NOT EXISTS (SELECT * FROM bank)",
+                        (creator.base_model, creator.compressor, tier),
                     )
 
     @contextmanager

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cmt.bank.rows import memory_checksum
-from cmt.bank.tensor_bytes import dtype_name, tensor_to_bytes, text_hash
+from cmt.bank.tensor_bytes import Tier, dtype_name, memory_to_bytes, tensor_to_bytes, text_hash
 from cmt.dates import checked_span
 from cmt.errors import DocumentError, InputError
 from cmt.records import Document, EncodedPiece
@@ -78,7 +78,9 @@ class DocumentEntry:
         return _name(self.id, self.text)
 
 
-def document_entry(document: Document, pieces: Sequence[EncodedPiece] = ()) -> DocumentEntry:
+def document_entry(
+    document: Document, pieces: Sequence[EncodedPiece] = (), tier: Tier = "bf16"
+) -> DocumentEntry:
     """Check a document and its pieces and turn them to bytes.
 
     Raises:
@@ -99,7 +101,7 @@ def document_entry(document: Document, pieces: Sequence[EncodedPiece] = ()) -> D
         supersede=document.supersede,
         content_hash=content_hash,
         text=document.text,
-        memories=tuple(_memory_entry(document, piece, content_hash) for piece in pieces),
+        memories=tuple(_memory_entry(document, piece, content_hash, tier) for piece in pieces),
     )
 
 
@@ -152,11 +154,14 @@ def _metadata_json(document: Document) -> str:
     return encoded
 
 
-def _memory_entry(document: Document, piece: EncodedPiece, content_hash: str) -> MemoryEntry:
+def _memory_entry(
+    document: Document, piece: EncodedPiece, content_hash: str, tier: Tier
+) -> MemoryEntry:
     name = f"{_name(document.id, document.text)}, piece [{piece.start}:{piece.end}]"
     _check_piece(name, document, piece)
-    dtype, shape = dtype_name(piece.memory.dtype), json.dumps(list(piece.memory.shape))
-    key, data = tensor_to_bytes(piece.key), tensor_to_bytes(piece.memory)
+    shape = json.dumps(list(piece.memory.shape))
+    key = tensor_to_bytes(piece.key)
+    dtype, data = memory_to_bytes(piece.memory, tier)
     return MemoryEntry(
         start=piece.start,
         end=piece.end,

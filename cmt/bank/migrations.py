@@ -107,7 +107,10 @@ _LIFE_CYCLE = (
     "CREATE INDEX documents_by_change ON documents (touched)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _LIFE_CYCLE)
+# How memories are stored: "bf16" (as they come) or "int8".
+_TIER = ("ALTER TABLE bank ADD COLUMN tier TEXT NOT NULL DEFAULT 'bf16'",)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _LIFE_CYCLE, _TIER)
 
 
 def schema_version(connection: sqlite3.Connection) -> int:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cmt.bank.tensor_bytes import checksum, tensor_from_bytes, text_hash
+from cmt.bank.tensor_bytes import checksum, memory_from_bytes, tensor_from_bytes, text_hash
 from cmt.errors import CorruptRecordError
 from cmt.records import DEFAULT_NAMESPACE, EncodedPiece, StoredDocument, StoredMemory
 
@@ -115,7 +115,7 @@ def stored_memory(row: Row) -> StoredMemory:
         start=row[2],
         end=row[3],
         tokens=row[4],
-        memory=tensor_from_bytes(row[10], json.loads(row[6]), row[5]),
+        memory=memory_from_bytes(row[10], json.loads(row[6]), row[5]),
     )
 
 

@@ -36,7 +36,7 @@ class Staging:
         self._bank = bank
         self.path = bank.path.with_name(f"{bank.path.name}.reindex")
         try:
-            self._staged = Bank.open(self.path, fingerprint)
+            self._staged = Bank.open(self.path, fingerprint, tier=bank.tier)
         except FingerprintMismatchError as error:
             raise FingerprintMismatchError(
                 f"expected {self.path} to be begun with {fingerprint}, got one of other weights: "
@@ -60,7 +60,10 @@ class Staging:
 
     def put(self, entries: Sequence[tuple[int, StoredDocument, Sequence[EncodedPiece]]]) -> None:
         """Stage new memories of versions, by their numbers in the bank; durable on return."""
-        prepared = [document_entry(document.document(), own) for _, document, own in entries]
+        prepared = [
+            document_entry(document.document(), own, self._bank.tier)
+            for _, document, own in entries
+        ]
         with self._staged.writing() as sqlite:
             write.check_layout(sqlite, prepared)
             for entry, (number, *_) in zip(prepared, entries, strict=True):

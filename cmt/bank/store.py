@@ -2,7 +2,8 @@
 
 What `Bank.add` has returned is on disk: it survives a crash of the process or of the machine.
 One process writes at a time while others wait for it; any number read meanwhile. Threads may
-share a `Bank`; a forked child must open its own.
+share a `Bank`; a forked child must open its own. (Past 300 lines: one class, documented; what it
+does is in the other files of the package.)
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cmt.bank.records import (
     Stats,
 )
 from cmt.bank.rows import stored_document
+from cmt.bank.tensor_bytes import TIERS, Tier
 from cmt.errors import BankError, CorruptRecordError, InputError
 from cmt.records import (
     DEFAULT_NAMESPACE,
@@ -49,6 +51,7 @@ class Bank:
         path: The file.
         fingerprint: The base model and compressor that made its memories.
         read_only: Whether `add`, `delete` and `vacuum` are refused.
+        tier: How memories are stored: "bf16" (as they come) or "int8" (quantization.py).
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Bank:
         writer: Connection | None,
         *,
         may_add: bool,
+        tier: Tier = "bf16",
         busy_seconds: float = _BUSY_SECONDS,
     ) -> None:
         self.path = path
@@ -67,6 +71,7 @@ class Bank:
         # Two connections, so that readers do not wait while this process writes.
         self._reader = reader
         self._writer = writer
+        self.tier = tier
         self._may_add = may_add
         self._busy_seconds = busy_seconds
 
@@ -77,6 +82,7 @@ class Bank:
         fingerprint: Fingerprint | None,
         *,
         read_only: bool = False,
+        tier: Tier | None = None,
         busy_seconds: float = _BUSY_SECONDS,
     ) -> Bank:
         """Open a bank, or create it where there is no file yet.
@@ -86,26 +92,42 @@ class Bank:
             fingerprint: What makes and reads the memories. None accepts an existing bank of
                 any fingerprint, to list, delete and check without a model, but not to add.
             read_only: Change nothing; the bank must exist.
+            tier: How a bank that is made stores its memories, "bf16" unless given; an existing
+                bank must be of the tier given.
             busy_seconds: How long a write waits for another process that is writing.
 
         Raises:
+            InputError: There is no such tier.
             FingerprintMismatchError: The bank's memories were made by other weights.
-            BankError: The path, the file or its permissions don't allow it; says which.
+            BankError: It is of another tier; or the path, the file or its permissions don't
+                allow it; says which.
         """
         path = Path(path)
+        if tier is not None and tier not in TIERS:
+            raise InputError(f"expected a tier out of {', '.join(TIERS)}, got {tier!r}")
         check_path(path, must_exist=read_only or fingerprint is None, read_only=read_only)
         with ExitStack() as undo:
             writer = None
             if not read_only:
                 mode: Mode = "rw" if fingerprint is None else "rwc"
                 writer = undo.enter_context(closing(Connection(path, mode, busy_seconds)))
-                writer.prepare(fingerprint)
+                writer.prepare(fingerprint, tier or "bf16")
             reader = undo.enter_context(closing(Connection(path, "ro", busy_seconds)))
             reader.recognise()
             found = reader.check_fingerprint(fingerprint)
+            with reader.reading() as sqlite:
+                (stored,) = sqlite.execute("SELECT tier FROM bank").fetchone()
+            if tier is not None and stored != tier:
+                raise BankError(f"expected a bank of tier {tier!r}, got {path} of {stored!r}")
             undo.pop_all()
         return cls(
-            path, found, reader, writer, may_add=fingerprint is not None, busy_seconds=busy_seconds
+            path,
+            found,
+            reader,
+            writer,
+            may_add=fingerprint is not None,
+            tier=stored,
+            busy_seconds=busy_seconds,
         )
 
     def close(self) -> None:
@@ -144,7 +166,7 @@ class Bank:
             BankError: Full disk, locked, read-only; nothing was written, the bank stays usable.
         """
         self._require_fingerprint()
-        prepared = [document_entry(document, pieces) for document, pieces in entries]
+        prepared = [document_entry(document, pieces, self.tier) for document, pieces in entries]
         with self.writing() as sqlite:
             write.check_layout(sqlite, prepared)
             return [write.put(sqlite, entry) for entry in prepared]
@@ -161,7 +183,7 @@ class Bank:
             BankError: As `add`.
         """
         self._require_fingerprint()
-        prepared = [document_entry(stored.document(), pieces) for stored, pieces in entries]
+        prepared = [document_entry(own.document(), pieces, self.tier) for own, pieces in entries]
         with self.writing() as sqlite:
             write.check_layout(sqlite, prepared)
             return [

@@ -6,10 +6,15 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 
 from cmt.errors import InputError
+from cmt.quantization import dequantize, quantize
+
+Tier = Literal["bf16", "int8"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
 
 DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -49,6 +54,36 @@ def tensor_from_bytes(data: bytes, shape: Sequence[int], dtype: str) -> torch.Te
     if len(data) != expected:
         raise ValueError(f"expected {expected} bytes for {dtype} {list(shape)}, got {len(data)}")
     return torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(tuple(shape))
+
+
+def memory_to_bytes(memory: torch.Tensor, tier: Tier) -> tuple[str, bytes]:
+    """The name to store a memory's dtype under, and its bytes; in eight bits the steps go first.
+
+    Raises:
+        InputError: The dtype is none of `DTYPES`.
+    """
+    name = dtype_name(memory.dtype)
+    if tier == "bf16":
+        return name, tensor_to_bytes(memory)
+    values, steps = quantize(memory)
+    return "int8", tensor_to_bytes(steps) + tensor_to_bytes(values)
+
+
+def memory_from_bytes(data: bytes, shape: Sequence[int], dtype: str) -> torch.Tensor:
+    """The memory (L, 2, G, K, E) of `memory_to_bytes`, float32 where it was stored in eight bits.
+
+    Raises:
+        ValueError: As `tensor_from_bytes`.
+    """
+    if dtype != "int8":
+        return tensor_from_bytes(data, shape, dtype)
+    heads = math.prod(shape[:3])
+    expected = 4 * heads + math.prod(shape)
+    if len(data) != expected:
+        raise ValueError(f"expected {expected} bytes for int8 {list(shape)}, got {len(data)}")
+    steps = tensor_from_bytes(data[: 4 * heads], shape[:3], "float32")
+    values = torch.frombuffer(bytearray(data[4 * heads :]), dtype=torch.int8)
+    return dequantize(values.reshape(tuple(shape)), steps)
 
 
 def checksum(fields: Sequence[object], *buffers: bytes) -> bytes:

@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmt.commands.options import json_option, memory_options, on_terminal, print_json, size
+from cmt.commands.options import (
+    json_option,
+    memory_options,
+    on_terminal,
+    print_json,
+    size,
+    tier_option,
+)
 from cmt.readers import READERS, read_path, read_stdin
 
 if TYPE_CHECKING:
+    from cmt.bank.tensor_bytes import Tier
     from cmt.learning import AddOptions
     from cmt.memory_records import Progress
     from cmt.records import AddReport, Document, Failure
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--expires-at", metavar="DATE", help="From when on they are not matched any more.")
 @click.option("--ttl", metavar="LENGTH", help="The same from now on: 90s, 15m, 12h, 30d, 2w.")
 @click.option("--supersede", is_flag=True, help="Keep versions that are replaced, as history.")
+@tier_option
 @json_option
 @memory_options
 def add(  # noqa: PLR0913
@@ -48,6 +57,7 @@ def add(  # noqa: PLR0913
     expires_at: str | None,
     ttl: str | None,
     supersede: bool,
+    tier: Tier | None,
     as_json: bool,
     bank: Path,
     **model: Any,
@@ -75,7 +85,7 @@ def add(  # noqa: PLR0913
         options["expires_at"] = expires_at
     if ttl is not None:
         options["ttl"] = parse_length(ttl)
-    with Memory.open(bank, **model) as memory, _Bar() as bar:
+    with Memory.open(bank, tier=tier, **model) as memory, _Bar() as bar:
         report = memory.add(
             _documents(paths, kind), on_progress=bar.show, batch_tokens=batch_tokens, **options
         )

@@ -146,16 +146,16 @@ def purge(history: bool, vacuum: bool, as_json: bool, bank: Path) -> None:
 def stats(as_json: bool, bank: Path) -> None:
     """Show how much was learned, where the bytes are, and which weights made it."""
     with _open(bank) as opened:
-        found, fingerprint = opened.stats(), opened.fingerprint
+        found, fingerprint, tier = opened.stats(), opened.fingerprint, opened.tier
     per_document = found.memory_bytes / max(1, found.documents)
     if as_json:
-        fields = {"memory_bytes_per_document": per_document, **asdict(fingerprint)}
+        fields = {"memory_bytes_per_document": per_document, "tier": tier, **asdict(fingerprint)}
         print_json({"bank": str(bank), **asdict(found), **fields})
         return
     for name, value in {
         "documents": f"{found.documents:,}" + _besides(found),
         "memories": f"{found.memories:,}",
-        "memory": f"{size(found.memory_bytes)} ({size(per_document)} a document)",
+        "memory": f"{size(found.memory_bytes)} ({size(per_document)} a document, {tier})",
         "namespaces": ", ".join(found.namespaces),
         "keys": size(found.key_bytes),
         "texts": size(found.text_bytes),

@@ -28,6 +28,11 @@ bank_option = click.option(
     envvar="CMT_BANK",
     help=f"The memory bank's file.  [default: $CMT_BANK, else {DEFAULT_BANK} in this folder]",
 )
+tier_option = click.option(
+    "--tier",
+    type=click.Choice(["bf16", "int8"]),
+    help="How a bank that is made stores memories; int8 halves them.  [default: bf16]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")
 top_k_option = click.option(
     "--top-k",

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from cmt.commands.options import bank_option, json_option, on_terminal, print_json
+from cmt.commands.options import bank_option, json_option, on_terminal, print_json, tier_option
+
+if TYPE_CHECKING:
+    from cmt.bank.tensor_bytes import Tier
 
 
 @click.command("export")
@@ -41,9 +45,10 @@ def export_command(folder: Path, as_json: bool, bank: Path) -> None:
 
 @click.command("import")
 @click.argument("folder", type=click.Path(path_type=Path))
+@tier_option
 @json_option
 @bank_option
-def import_command(folder: Path, as_json: bool, bank: Path) -> None:
+def import_command(folder: Path, tier: Tier | None, as_json: bool, bank: Path) -> None:
     """Take an export in FOLDER into the bank, which is made where there is none.
 
     Every checksum is verified first. What the bank has already is passed over.
@@ -54,7 +59,7 @@ def import_command(folder: Path, as_json: bool, bank: Path) -> None:
     from cmt.transfer import export_fingerprint, import_bank
 
     with (
-        Bank.open(bank, export_fingerprint(folder)) as opened,
+        Bank.open(bank, export_fingerprint(folder), tier=tier) as opened,
         tqdm(unit=" documents", disable=not on_terminal(), leave=False) as bar,
     ):
         report = import_bank(opened, folder, on_document=bar.update)
