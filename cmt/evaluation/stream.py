@@ -126,7 +126,7 @@ def robustness(
     unrelated: Sequence[Document],
     shares: Sequence[float],
     *,
-    window: int = 64,
+    window: int = 4096,
     seed: int = 0,
 ) -> list[Point]:
     """Every question, asked after the stream with unrelated documents mixed into it.

@@ -103,7 +103,10 @@ class FineTuning:
         with torch.no_grad():
             for weight, first in zip(self._weights, self._first, strict=True):
                 weight.copy_(first)
-        self._optimizer = torch.optim.Adam(self._weights, lr=self._config.learning_rate)
+        fused = self.reader.device.type == "cuda"
+        self._optimizer = torch.optim.Adam(
+            self._weights, lr=self._config.learning_rate, fused=fused
+        )
 
     def learn(self, documents: Sequence[Document]) -> None:
         """One step for every `documents_a_step` documents, in order."""
