@@ -17,6 +17,7 @@ from cmt.commands.reindex import reindex
 from cmt.commands.serve import serve
 from cmt.commands.train import train
 from cmt.commands.transfer import export_command, import_command
+from cmt.commands.watch import watch
 from cmt.errors import CMTError
 
 
@@ -52,6 +53,7 @@ def main() -> None:
 for _command in (
     demo,
     add,
+    watch,
     ask,
     chat,
     list_documents,

@@ -296,6 +296,15 @@ class Bank:
             after, offset = rows[-1][-1], 0
             left = None if left is None else left - len(rows)
 
+    def by_source(self, prefix: str, *, namespace: str) -> list[tuple[str, str, str]]:
+        """(id, source, content hash) of documents in force whose source begins with a prefix."""
+        with self._reader.reading() as sqlite:
+            return sqlite.execute(
+                "SELECT id, source, content_hash FROM documents WHERE superseded_at IS NULL "
+                "AND namespace = ? AND substr(source, 1, ?) = ?",
+                (namespace, len(prefix), prefix),
+            ).fetchall()
+
     def count(self) -> Counts:
         """How many documents in force and memories the bank holds."""
         with self._reader.reading() as sqlite:

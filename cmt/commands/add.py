@@ -17,7 +17,7 @@ from cmt.commands.options import (
     size,
     tier_option,
 )
-from cmt.readers import READERS, read_path, read_stdin
+from cmt.readers import READERS, count_documents, read_path, read_stdin
 
 if TYPE_CHECKING:
     from cmt.bank.tensor_bytes import Tier
@@ -45,6 +45,11 @@ if TYPE_CHECKING:
 @click.option("--ttl", metavar="LENGTH", help="The same from now on: 90s, 15m, 12h, 30d, 2w.")
 @click.option("--supersede", is_flag=True, help="Keep versions that are replaced, as history.")
 @tier_option
+@click.option(
+    "--progress/--no-progress",
+    default=None,
+    help="Show progress, with an estimate of the time left.  [default: on a terminal]",
+)
 @json_option
 @memory_options
 def add(  # noqa: PLR0913
@@ -58,6 +63,7 @@ def add(  # noqa: PLR0913
     ttl: str | None,
     supersede: bool,
     tier: Tier | None,
+    progress: bool | None,
     as_json: bool,
     bank: Path,
     **model: Any,
@@ -85,7 +91,7 @@ def add(  # noqa: PLR0913
         options["expires_at"] = expires_at
     if ttl is not None:
         options["ttl"] = parse_length(ttl)
-    with Memory.open(bank, tier=tier, **model) as memory, _Bar() as bar:
+    with Memory.open(bank, tier=tier, **model) as memory, _Bar(progress, paths, kind) as bar:
         report = memory.add(
             _documents(paths, kind), on_progress=bar.show, batch_tokens=batch_tokens, **options
         )
@@ -121,12 +127,19 @@ def summary(report: AddReport) -> str:
 
 
 class _Bar:
-    """A progress bar on a terminal's standard error; how many are to come isn't known."""
+    """A progress bar on standard error; a line now and then where that is no terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: bool | None, paths: tuple[str, ...], kind: str | None) -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(unit=" documents", disable=not on_terminal(), leave=False)
+        shown = on_terminal() if wanted is None else wanted
+        self._bar = tqdm(
+            total=count_documents(paths, kind) if shown else None,
+            unit=" documents",
+            disable=not shown,
+            leave=False,
+            mininterval=0.1 if on_terminal() else 10,
+        )
 
     def __enter__(self) -> _Bar:
         return self

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,9 @@ READERS: dict[str, Reader] = {
     "csv": read_csv,
     "tsv": partial(read_csv, delimiter="\t"),
 }
+
+
+MANY = frozenset({"jsonl", "ndjson", "csv", "tsv"})  # kinds that hold many documents
 
 
 def read_path(
@@ -89,14 +92,18 @@ def _read_any(path: Path, kind: str | None) -> Iterator[Document | Failure]:
         yield from _read_file(path, kind)
         return
     found = False
-    for record in _read_folder(path, kind):
+    for file in list_files(path):
         found = True
-        yield record
+        if isinstance(file, Failure):
+            yield file
+        else:
+            yield from _read_file(file, kind)
     if not found:
         yield _failure(path, "Expected a folder with files to read, got one without any.")
 
 
-def _read_folder(folder: Path, kind: str | None) -> Iterator[Document | Failure]:
+def list_files(folder: Path) -> Iterator[Path | Failure]:
+    """The files of a folder that `read_path` reads, in its order; folders that can't be listed."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
@@ -104,9 +111,35 @@ def _read_folder(folder: Path, kind: str | None) -> Iterator[Document | Failure]
         return
     for entry in entries:
         if not os.path.isdir(entry):
-            yield from _read_file(entry, kind)
+            yield entry
         elif not entry.is_symlink():
-            yield from _read_folder(entry, kind)
+            yield from list_files(entry)
+
+
+def count_documents(paths: Iterable[str], kind: str | None = None) -> int | None:
+    """About how many documents paths hold, without reading them as such; None with "-".
+
+    A file of lines or rows counts as many as it has lines, every other file as one.
+    """
+    total = 0
+    for path in paths:
+        if path == "-":
+            return None
+        for file in list_files(Path(path)) if os.path.isdir(path) else [Path(path)]:
+            total += 1 if isinstance(file, Failure) else _count(file, kind)
+    return total
+
+
+def _count(file: Path, kind: str | None) -> int:
+    name = kind or file.suffix.removeprefix(".").lower()
+    try:
+        if name not in MANY or not stat.S_ISREG(file.stat().st_mode):
+            return 1
+        with file.open("rb") as stream:
+            lines = sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+    except OSError:  # reading it will say so
+        return 1
+    return max(1, lines - (name in ("csv", "tsv")))
 
 
 def _read_file(path: Path, kind: str | None) -> Iterator[Document | Failure]:

@@ -138,3 +138,32 @@ def test_what_is_forgotten_is_not_in_the_file(model, folder):
     name = json.loads(done("list", "--json"))["id"]
     done("forget", name)
     assert not [f for f in folder.glob("memory.sqlite*") if b"swordfish" in f.read_bytes()]
+
+
+def test_progress_has_a_total_and_an_estimate(model):
+    Path("many.jsonl").write_text("".join(f'{{"text": "text {n}"}}\n' for n in range(300)))
+    result = run("add", "many.jsonl", "--progress", *model)
+    assert result.exit_code == 0
+    assert "/300" in result.stderr
+    assert "/300" not in run("add", "many.jsonl", *model).stderr
+
+
+def test_an_interrupted_add_goes_on_where_it_stopped(model, monkeypatch):
+    from cmt.bank import Bank
+
+    Path("many.jsonl").write_text("".join(f'{{"text": "text {n}"}}\n' for n in range(600)))
+    add, calls = Bank.add, []
+
+    def stopping(bank, entries):
+        calls.append(len(entries))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return add(bank, entries)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bank, "add", stopping)
+        assert run("add", "many.jsonl", *model).exit_code != 0
+    Path("many.jsonl").rename("elsewhere.jsonl")  # as before: another path, the same texts
+    report = json.loads(done("add", "elsewhere.jsonl", "--json", *model))
+    assert len(report["unchanged"]) == sum(calls[:2]) > 0
+    assert len(report["unchanged"]) + len(report["added"]) == 600

@@ -35,7 +35,7 @@ def test_of_several_the_latest_is_read():
 
 def test_a_chain_ends_at_its_last():
     """The third is too far behind the first, but not behind the second."""
-    logits = [9.0, 9.0 - CLOSE, 9.0 - 2 * CLOSE]
+    logits = [9.0, 9.0 - 0.9 * CLOSE, 9.0 - 1.8 * CLOSE]
     assert prefer_later(logits, [0, DAY, 2 * DAY], SAME) == ([2], {0: 2, 1: 2})
 
 

@@ -12,7 +12,7 @@ import pytest
 from bs4.exceptions import ParserRejectedMarkup
 
 from cmt.errors import InputError
-from cmt.readers import READERS, read_path, read_stdin
+from cmt.readers import READERS, count_documents, read_path, read_stdin
 from cmt.records import Document, Failure
 from tests.unit.pdf_bytes import encrypted_pdf, pdf
 
@@ -391,6 +391,17 @@ def test_a_file_of_one_document_has_its_full_path_as_id(write, tmp_path, monkeyp
     assert line.id is None
     monkeypatch.chdir(tmp_path / "notes")
     assert next(read_path("./a.txt")).id == text.id
+
+
+def test_documents_are_counted_by_files_and_lines(write, tmp_path):
+    write("a/x.txt", "sand")
+    write("a/b/y.jsonl", '{"text": "silt"}\n{"text": "clay"}\n')
+    write("a/z.csv", "text\nsand\nsilt\nclay\n")
+    write("a/.hidden.txt", "mud")
+    assert count_documents([str(tmp_path / "a")]) == 1 + 2 + 3
+    assert count_documents([str(tmp_path / "a" / "x.txt")], "jsonl") == 1
+    assert count_documents([str(tmp_path / "none.jsonl")]) == 1
+    assert count_documents([str(tmp_path / "a"), "-"]) is None
 
 
 def test_a_file_whose_name_is_not_unicode_has_no_id(tmp_path):

@@ -1,0 +1,178 @@
+"""A folder followed: files that come are learned, edited ones replaced, deleted ones forgotten.
+
+The bank is all the state there is: a watch that was interrupted begins with every file, and what
+is known already costs only its reading. A document belongs to a file by its source, the file's
+full path; lines and rows that name a source of their own are learned but never forgotten here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmt.bank.tensor_bytes import text_hash
+from cmt.errors import InputError
+from cmt.learning import AddOptions
+from cmt.memory import Memory
+from cmt.readers import list_files, read_path
+from cmt.records import DEFAULT_NAMESPACE, Document, Failure
+
+_UNSETTLED = 2.0  # seconds; a file changed so lately may change again within its time stamp
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What one look at the folder changed; ids are the bank's."""
+
+    added: tuple[str, ...]
+    updated: tuple[str, ...]
+    forgotten: tuple[str, ...]
+    failed: tuple[Failure, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.updated or self.forgotten or self.failed)
+
+
+class Watch:
+    """Keeps a memory up to date with a folder, a round at a time."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        folder: str | os.PathLike[str],
+        *,
+        forget: bool = True,
+        **options: Any,
+    ) -> None:
+        """Begin; nothing is read before the first round.
+
+        Args:
+            memory: What learns.
+            folder: Hidden files in it are passed over, links to folders not followed.
+            forget: False keeps what was learned from files that are gone.
+            options: `AddOptions` for every document.
+
+        Raises:
+            InputError: There is no such folder.
+        """
+        self.folder = Path(os.path.abspath(folder))
+        if not self.folder.is_dir():
+            raise InputError(f"expected a folder to watch, got none at {self.folder}")
+        self._memory = memory
+        self._forget = forget
+        self._options: AddOptions = options  # type: ignore[assignment]
+        self._namespace = options.get("namespace", DEFAULT_NAMESPACE)
+        self._seen: dict[str, tuple[int, int] | None] = {}
+
+    def round(self) -> Round:
+        """Look once; what it reports is on disk.
+
+        Raises:
+            BankError: As `Memory.add`; the next round takes the same files up again.
+        """
+        files, unlisted = self._files()
+        changed = [
+            file for file, stamp in files.items() if stamp is None or self._seen.get(file) != stamp
+        ]
+        hashes: dict[str, set[str]] = {}
+        ids: dict[str, set[str]] = {}
+        broken: set[str] = set()
+        report = self._memory.add(self._documents(changed, hashes, ids, broken), **self._options)
+        stale = self._stale(files, unlisted, hashes, ids, broken)
+        for document_id in stale:
+            self._memory.forget(document_id, namespace=self._namespace)
+        self._seen = dict(files)
+        return Round(
+            added=report.added,
+            updated=report.updated,
+            forgotten=tuple(stale),
+            failed=(*unlisted, *report.failed),
+        )
+
+    def _files(self) -> tuple[dict[str, tuple[int, int] | None], list[Failure]]:
+        """The files and their time stamps and sizes, None where unsettled; what can't be listed."""
+        files: dict[str, tuple[int, int] | None] = {}
+        unlisted = []
+        for file in list_files(self.folder):
+            if isinstance(file, Failure):
+                unlisted.append(file)
+                continue
+            try:
+                status = file.stat()
+            except OSError:  # gone since, or a link to nothing
+                continue
+            settled = time.time() - status.st_mtime > _UNSETTLED
+            files[str(file)] = (status.st_mtime_ns, status.st_size) if settled else None
+        return files, unlisted
+
+    def _documents(
+        self,
+        files: Sequence[str],
+        hashes: dict[str, set[str]],
+        ids: dict[str, set[str]],
+        broken: set[str],
+    ) -> Iterator[Document | Failure]:
+        """The files' documents; notes whose they are, and files that can't be read in full."""
+        for file in files:
+            hashes[file], ids[file] = set(), set()
+            for record in read_path(file):
+                if isinstance(record, Failure):
+                    broken.add(file)
+                else:
+                    hashes[file].add(text_hash(record.text))
+                    ids[file] |= {record.id} if record.id is not None else set()
+                yield record
+
+    def _stale(
+        self,
+        files: dict[str, tuple[int, int] | None],
+        unlisted: Sequence[Failure],
+        hashes: dict[str, set[str]],
+        ids: dict[str, set[str]],
+        broken: set[str],
+    ) -> list[str]:
+        """Documents whose file is gone, or whose line is gone from its file."""
+        if not self._forget or not self.folder.is_dir():
+            return []
+        stale = []
+        prefix = f"{self.folder}{os.sep}"
+        for document_id, source, content in self._memory.bank.by_source(
+            prefix, namespace=self._namespace
+        ):
+            if source in hashes:
+                gone = source not in broken and not (
+                    document_id in ids[source] or content in hashes[source]
+                )
+            else:
+                gone = source not in files and not any(
+                    source.startswith(f"{failure.document}{os.sep}") for failure in unlisted
+                )
+            if gone:
+                stale.append(document_id)
+        return stale
+
+
+def follow(
+    watch: Watch, *, seconds: float, on_round: Callable[[Round], object], rounds: int | None = None
+) -> None:
+    """Rounds so many seconds apart, for ever or a number of times.
+
+    A folder that is missing for a while, a disk taken out, say, is waited for: nothing is
+    forgotten because of it.
+    """
+    done = 0
+    while rounds is None or done < rounds:
+        if done > 0:
+            time.sleep(seconds)
+        if watch.folder.is_dir():
+            on_round(watch.round())
+        else:
+            _logger.warning("the folder %s is not there: nothing is changed", watch.folder)
+        done += 1
