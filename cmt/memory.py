@@ -339,6 +339,7 @@ class Memory:
         questions: Sequence[str],
         *,
         memory: bool = True,
+        chat: bool = False,
         top_k: int = DEFAULT_TOP_K,
         rerank: int = DEFAULT_RERANK,
         sampling: Sampling = GREEDY,
@@ -353,6 +354,7 @@ class Memory:
         Args:
             questions: One batch.
             memory: False answers as `ask_without_memory`.
+            chat: As for that; nothing where memory is read.
             top_k: As for `ask`.
             rerank: As for `ask`.
             sampling: As for `ask`.
@@ -370,7 +372,7 @@ class Memory:
                 top_k, rerank, sampling, min_score, prefer_later, select(**filters), asked
             )
         else:
-            reading = without_memory(self._base, sampling.max_new_tokens, asked, chat=False)
+            reading = without_memory(self._base, sampling.max_new_tokens, asked, chat=chat)
         return reading, self._generate(reading, sampling)
 
     def search(

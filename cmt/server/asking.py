@@ -30,6 +30,8 @@ class Asking:
 
     def __init__(self, memory: Memory, settings: Settings, turns: Turns, metrics: Metrics) -> None:
         self._memory = memory
+        # without memory a model that was trained to chat answers best by its own template
+        self._chat = bool(getattr(memory.compressor.base.tokenizer, "chat_template", None))
         self._settings = settings
         self._turns = turns
         self._metrics = metrics
@@ -144,6 +146,7 @@ class Asking:
         reading, steps = self._memory.steps(
             [job.question for job in jobs],
             memory=wish.memory,
+            chat=self._chat,
             top_k=wish.top_k,
             rerank=wish.rerank,
             sampling=wish.sampling(max(job.max_new_tokens for job in jobs)),

@@ -4,6 +4,8 @@ import openai
 import pytest
 
 from cmt.generation import Sampling
+from tests import small
+from tests.server.running import open_memory, serving
 
 QUESTION = "Who built the lighthouse of Arbon?"
 
@@ -63,6 +65,19 @@ def test_memory_can_be_left_out(oai, memory):
     completion = asked(oai, extra_body={"memory": False})
     assert completion.choices[0].message.content == expected.text
     assert completion.cmt["sources"] == []
+
+
+def test_without_memory_a_chat_model_is_asked_by_its_template(tmp_path):
+    compressor = small.compressor()
+    compressor.base.tokenizer.chat_template = "User: {{ messages[0].content }} Assistant:"
+    with open_memory(tmp_path, compressor) as memory, serving(memory) as address:
+        expected = memory.ask_without_memory(
+            QUESTION, chat=True, sampling=Sampling(max_new_tokens=12)
+        )
+        with openai.OpenAI(base_url=f"{address}/v1", api_key="unused") as oai:
+            completion = asked(oai, extra_body={"memory": False})
+    assert completion.usage.prompt_tokens == expected.prompt_tokens
+    assert completion.choices[0].message.content == expected.text
 
 
 def test_length_is_bounded_by_the_client_and_by_the_service(oai):
