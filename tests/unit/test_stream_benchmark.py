@@ -1,0 +1,164 @@
+"""`benchmarks/stream.py` and `benchmarks/report.py`: one small run, cached, resumed, reported."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import runpy
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from cmt.datasets.qa import QADataset
+from tests import small, tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_csv(file: Path, dataset: QADataset) -> None:
+    """StreamingQA's format."""
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["question", "answers", "text"])
+        for question in dataset.questions:
+            text = dataset.documents[question.document].text
+            writer.writerow([question.text, "\\".join(question.answers), text])
+
+
+def squad_format(dataset: QADataset) -> dict[str, object]:
+    paragraphs = [
+        {
+            "context": document.text,
+            "qas": [
+                {"id": q.id, "question": q.text, "answers": [{"text": a} for a in q.answers]}
+                for q in dataset.questions
+                if q.document == number
+            ],
+        }
+        for number, document in enumerate(dataset.documents)
+    ]
+    return {"data": [{"title": "towers", "paragraphs": paragraphs}]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("benchmark")
+    tiny.save(made / "model")
+    (made / "csv").mkdir()
+    for split in ("train", "val", "test"):
+        write_csv(made / "csv" / f"{split}.csv", small.dataset(24))
+    (made / "new_wiki").mkdir()
+    (made / "new_wiki" / "x.json").write_text(json.dumps(squad_format(small.dataset(8))))
+    (made / "text").mkdir()
+    pages = {str(i): {"extract": f"Page {i} is about nothing at all."} for i in range(30)}
+    with gzip.open(made / "text" / "wikipedia_summaries.json.gz", "wt") as opened:
+        json.dump(pages, opened)
+    for part in ("train", "valid", "test"):
+        with gzip.open(made / "text" / f"{part}.raw.gz", "wt") as opened:
+            opened.write("A line about the sea and the rock. " * 20 + "\n")
+    return made
+
+
+@dataclass
+class Ran:
+    """What a script did: its exit code, 0 or what it was given to say, and what it printed."""
+
+    returncode: int | str
+    stdout: str
+    stderr: str
+
+
+def run(script: str, *arguments: object) -> Ran:
+    """A script as its own command line would run it, in this process: torch is loaded already."""
+    file = ROOT / "benchmarks" / script
+    out, err = io.StringIO(), io.StringIO()
+    code: int | str = 0
+    with (
+        mock.patch.object(sys, "argv", [str(file), *map(str, arguments)]),
+        mock.patch.object(sys, "path", [str(file.parent), *sys.path]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            runpy.run_path(str(file), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+    text = f"{code}\n" if isinstance(code, str) else ""
+    return Ran(code, out.getvalue(), err.getvalue() + text)
+
+
+def stream(folder: Path, *more: object) -> Ran:
+    return run(
+        "stream.py", "--data", folder, "--dataset", "streamingqa", "--path", folder / "csv",
+        "--model", folder / "model", "--device", "cpu", "--out", folder / "results",
+        "--states", folder / "states", "--commit", "abc1234", "--smoke", *more,
+    )  # fmt: skip
+
+
+def test_rows_are_measured_once_and_reported(folder: Path) -> None:
+    rows = ("--method", "closed_book", "--method", "uniform", "--method", "mac")
+    first = stream(folder, *rows)
+    assert first.returncode == 0, first.stderr
+    results = sorted((folder / "results").glob("*.json"))
+    parts = {tuple(file.name.split("-")[:2]) for file in results}
+    assert parts == {
+        *((row, part) for row in ("closed_book", "uniform", "mac")
+          for part in ("stream", "retention", "robustness")),
+        ("uniform", "choice"),
+    }  # fmt: skip
+    record = json.loads(next(f for f in results if f.name.startswith("mac-stream")).read_text())
+    assert record["commit"] == "abc1234"
+    assert record["result"]["documents"] == 20
+    assert record["result"]["reader_unchanged"] is True
+    assert record["result"]["knowledge_before"] == record["result"]["knowledge_after"]
+    assert record["settings"]["config"]["memory_tokens"] == 24
+    tuned = json.loads(next(f for f in results if f.name.startswith("uniform-stream")).read_text())
+    assert tuned["result"]["reader_unchanged"] is False
+    assert tuned["result"]["knowledge_before"] != tuned["result"]["knowledge_after"]
+    times = {file: file.stat().st_mtime_ns for file in results}
+    results[0].unlink()  # a part that was not done when the run was cut short
+    again = stream(folder, *rows)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("measured before") == len(results) - 1
+    assert all(file.stat().st_mtime_ns == time for file, time in list(times.items())[1:])
+    report = run("report.py", "--results", folder / "results", "--out", folder / "stream.md")
+    assert report.returncode == 0, report.stderr
+    text = (folder / "stream.md").read_text()
+    assert "## streamingqa-test-stream-20" in text
+    assert "| *published MAC* | *Llama-2-7B* | *1665* | – | 14.29 | 21.79 | – | – |" in text
+
+
+def test_settings_from_the_command_line(folder: Path) -> None:
+    swept = stream(
+        folder, "--method", "mac", "--parts", "stream", "--no-forgetting",
+        "--set", "memory_tokens=4", "--sweep", "group=0,2",
+    )  # fmt: skip
+    assert swept.returncode == 0, swept.stderr
+    choices = [json.loads(f.read_text()) for f in (folder / "results").glob("mac-choice-*.json")]
+    (choice,) = (c for c in choices if c["settings"]["candidates"] == {"group": [0, 2]})
+    assert len(choice["result"]) == 2
+    assert choice["settings"]["config"]["memory_tokens"] == 4
+    wrong = stream(folder, "--method", "mac", "--set", "colour=red")
+    assert wrong.returncode != 0
+    assert "mac: expected name=value with a name in memory_tokens, " in wrong.stderr
+    wrong = stream(folder, "--method", "mac", "--set", "memory_tokens=few")
+    assert "expected a number like 24, got 'few'" in wrong.stderr
+
+
+def test_what_is_missing_is_told(folder: Path, tmp_path: Path) -> None:
+    nothing = run("stream.py", "--data", folder)
+    assert nothing.returncode != 0
+    assert "expected --data and --method, --all or --ablations" in nothing.stderr
+    assert "kv_memory" in run("stream.py", "--list").stdout
+    row = stream(folder, "--method", "kv_memory", "--method", "closed_book", "--parts", "retention")
+    assert row.returncode != 0  # nothing is shipped for a tiny model; the other row goes on
+    assert "expected a base model with a shipped compressor" in row.stderr
+    assert "not measured: kv_memory" in row.stderr
+    report = run("report.py", "--results", tmp_path, "--out", tmp_path / "x.md")
+    assert "found none" in report.stderr
