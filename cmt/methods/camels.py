@@ -3,7 +3,8 @@
 A weight model reads the document; its weights are good if, after one gradient step on the
 weighted loss, the reader answers questions about the document better and everything else as
 before. Here the weight model is the base model with LoRA and a head, where the original has
-DistilGPT2.
+DistilGPT2; settings are the original's where it states them, but that a step takes all its
+documents at once.
 
 One inner step θ' = θ − η Σᵢ wᵢ ∇lᵢ(θ) has the exact meta-gradient ∂L(θ')/∂wᵢ = −η ⟨∇L(θ'), ∇lᵢ(θ)⟩,
 the derivative of token i's loss along v = ∇L(θ'). It is taken by central differences: two
@@ -17,7 +18,7 @@ Shape legend: T tokens of the documents of a step, W hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,11 +27,18 @@ from torch.nn import functional
 
 from cmt.attention import PackedPass, pack
 from cmt.base_model import BaseModel
+from cmt.errors import InputError
 from cmt.lora import Lora
 from cmt.methods.fine_tuning import FineTuning, FineTuningConfig, TokenisedDocument, tokenise
 from cmt.methods.fitting import fit
 from cmt.methods.materials import Materials
-from cmt.methods.tuned_copy import answer_tokens, first_token, qa_tuned, sequence_losses
+from cmt.methods.tuned_copy import (
+    answer_tokens,
+    first_token,
+    qa_tuned,
+    sequence_logits,
+    sequence_losses,
+)
 from cmt.reading import question_tokens
 
 _FIRST_BIAS = 0.5413  # softplus of it is 1: weights begin uniform
@@ -45,14 +53,17 @@ class CamelsConfig(FineTuningConfig):
         inner_learning_rate: η, of the plain gradient step in meta-training.
         episode: Inner steps before the reader goes back to its first weights.
         batch_documents: Documents of an inner step.
-        locality: Weight of keeping the reader's loss on other documents where it was.
+        locality: Weight of the divergence of the reader's predictions on other documents from
+            those before the step.
+        norm: Weight of the weights' root mean square distance from 1.
         meta_learning_rate: Of the weight model's Adam.
     """
 
-    inner_learning_rate: float = 1e-2
-    episode: int = 16
-    batch_documents: int = 8
+    inner_learning_rate: float = 5e-3
+    episode: int = 4
+    batch_documents: int = 6
     locality: float = 0.1
+    norm: float = 0.1
     meta_learning_rate: float = 1e-4
     lora_rank: int = 16
     lora_alpha: int = 32
@@ -112,7 +123,11 @@ class MetaTraining:
     def __init__(
         self, materials: Materials, reader: BaseModel, weigher: TokenWeigher, config: CamelsConfig
     ) -> None:
-        """Tokenise the documents that have questions."""
+        """Tokenise the documents that have questions.
+
+        Raises:
+            InputError: Fewer of them than two batches.
+        """
         self._reader, self._weigher, self._config = reader, weigher, config
         data = materials.training
         self._weights = list(reader.model.parameters())
@@ -120,8 +135,13 @@ class MetaTraining:
         documents = tokenise(reader, data.documents, config.max_document_tokens)
         assert len(documents) == len(data.documents), "a dataset's passages are not empty"
         self._documents = documents
-        self._asked = [own for own in data.questions_by_document()]
+        self._asked = data.questions_by_document()
         self._with_questions = [i for i, own in enumerate(self._asked) if own]
+        if len(self._with_questions) < 2 * config.batch_documents:
+            raise InputError(
+                f"expected at least {2 * config.batch_documents} documents with questions in "
+                f"{data.name}, got {len(self._with_questions)}"
+            )
         self._questions = question_tokens(reader.tokenizer, [q.text for q in data.questions])
         self._answers = answer_tokens(
             reader, [q.answers for q in data.questions], config.max_answer_tokens
@@ -139,15 +159,24 @@ class MetaTraining:
         asked = [int(rng.choice(self._asked[i])) for i in own]
         weights_T = self._weigher(documents)
         with torch.autocast(self._reader.device.type, enabled=False):
-            before = self._text_loss([self._documents[i] for i in others]).item()
+            elsewhere = [self._documents[i] for i in others]
+            with torch.no_grad():
+                before_TV = self._predictions(elsewhere)
             self._step(documents, weights_T.detach())
             answer = self._answer_loss(asked)
-            drift = self._text_loss([self._documents[i] for i in others]) - before
-            outer = answer + config.locality * functional.relu(drift)
-            direction = torch.autograd.grad(outer, self._weights)
+            drift = functional.kl_div(
+                self._predictions(elsewhere), before_TV, log_target=True, reduction="batchmean"
+            )
+            direction = torch.autograd.grad(answer + config.locality * drift, self._weights)
             slopes_T = self._slopes(documents, direction)
         meta = -config.inner_learning_rate * (weights_T * slopes_T).sum()
-        return {"loss": meta, "answer": answer.detach(), "drift": drift.detach()}
+        far = ((weights_T * len(weights_T) - 1).pow(2).mean() + 1e-8).sqrt()
+        return {
+            "loss": meta + config.norm * far,
+            "answer": answer.detach(),
+            "drift": drift.detach(),
+            "far_from_uniform": far.detach(),
+        }
 
     def put_back(self) -> None:
         """Give the reader its first weights again."""
@@ -160,10 +189,10 @@ class MetaTraining:
         prompts = [[before]] * len(documents)
         return sequence_losses(self._reader, prompts, [d.tokens for d in documents])[0]
 
-    def _text_loss(self, documents: Sequence[TokenisedDocument]) -> Tensor:
-        if not documents:  # a corpus smaller than two batches has no others
-            return torch.zeros((), device=self._reader.device)
-        return self._losses(documents).mean()
+    def _predictions(self, documents: Sequence[TokenisedDocument]) -> Tensor:
+        prompts = [[first_token(self._reader)]] * len(documents)
+        logits_TV, _ = sequence_logits(self._reader, prompts, [d.tokens for d in documents])
+        return logits_TV.float().log_softmax(-1)
 
     def _answer_loss(self, asked: Sequence[int]) -> Tensor:
         questions = [self._questions[i] for i in asked]
@@ -200,10 +229,4 @@ class MetaTraining:
 
 def _trained_part(config: CamelsConfig) -> CamelsConfig:
     """What the weight model depends on: not how the stream is learned later."""
-    return CamelsConfig(
-        **{
-            name: getattr(config, name)
-            for name in ("inner_learning_rate", "episode", "batch_documents", "locality",
-                         "meta_learning_rate", "lora_rank", "lora_alpha", "max_document_tokens")
-        }
-    )  # fmt: skip
+    return replace(config, learning_rate=1.0, documents_a_step=1, clip_norm=1.0)

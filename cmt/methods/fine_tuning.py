@@ -51,7 +51,7 @@ class FineTuningConfig:
         max_document_tokens: Documents are cut there.
     """
 
-    learning_rate: float = 1e-5
+    learning_rate: float = 6.25e-6
     documents_a_step: int = 1
     max_document_tokens: int = 512
     clip_norm: float = 1.0
@@ -63,8 +63,8 @@ class FineTuningConfig:
                 raise InputError(f"expected {name} above 0, got {getattr(self, name)}")
 
 
-LEARNING_RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4)
-"""What the harness chooses from, on the validation split."""
+LEARNING_RATES = (1.5625e-6, 6.25e-6, 2.5e-5, 1e-4)
+"""What the harness chooses from, on the validation split: CaMeLS's own four."""
 
 
 class FineTuning:

@@ -50,12 +50,19 @@ def sequence_losses(
         The losses (T,) in float32, with gradients where the reader takes them, and the sequence
         each belongs to (T,).
     """
-    batch = move(prepare_reading([prompts], [targets], [], 0), reader.device)
-    logits = reader.logits(read(reader, batch, None))
-    losses_T = functional.cross_entropy(logits.float(), batch.labels_T, reduction="none")
+    logits_TV, labels_T = sequence_logits(reader, prompts, targets)
+    losses_T = functional.cross_entropy(logits_TV.float(), labels_T, reduction="none")
     lengths_S = torch.tensor([len(target) for target in targets], device=reader.device)
     owners_T = torch.arange(len(targets), device=reader.device).repeat_interleave(lengths_S)
     return losses_T, owners_T
+
+
+def sequence_logits(
+    reader: BaseModel, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """Logits (T, vocabulary) that predict every target token, and those tokens (T,)."""
+    batch = move(prepare_reading([prompts], [targets], [], 0), reader.device)
+    return reader.logits(read(reader, batch, None)), batch.labels_T
 
 
 def first_token(reader: BaseModel) -> int:

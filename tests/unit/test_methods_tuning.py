@@ -235,6 +235,14 @@ def test_the_weight_model_begins_uniform_and_learns(tmp_path: Path) -> None:
     assert reader.digest() == digest
 
 
+def test_meta_training_needs_two_batches_of_documents(tmp_path: Path) -> None:
+    materials = method_pieces.materials(tmp_path, training=small.dataset(3))
+    weigher = TokenWeigher(materials.base, 2, 4)
+    config = CamelsConfig(batch_documents=2)
+    with pytest.raises(InputError, match=r"expected at least 4 documents with questions .* got 3"):
+        MetaTraining(materials, copy_of(materials.base), weigher, config)
+
+
 def test_an_episode_goes_on_from_the_last_step(tmp_path: Path) -> None:
     training, reader, _ = meta_training(tmp_path)
     training.loss_of(0)
