@@ -121,7 +121,10 @@ def candidates(
     hits: Sequence[Hit], sources: Iterator[MemorySource], stored: Iterator[StoredMemory]
 ) -> Found:
     """One question's hits, weights still to come; takes as many sources, and memories if any."""
-    matches = [Match(**asdict(next(sources)), score=hit.score, weight=0.0) for hit in hits]
+    matches = [
+        Match(**asdict(next(sources)), score=hit.score, late_score=hit.late, weight=0.0)
+        for hit in hits
+    ]
     return Found(tuple(matches), [one.memory for one in islice(stored, len(hits))])
 
 
@@ -137,12 +140,10 @@ def best(
     `likelihoods_C` is log P(q | M) of each, or None where they were not read (reranking.py);
     `later` puts logits in order with `prefer_later` (freshness.py), None by themselves.
     """
-    cosines_C = torch.tensor([match.score for match in found.matches])
     matches = found.matches
-    if likelihoods_C is None:
-        logits_C = scale * cosines_C
-    else:
-        logits_C = combined_scores(cosines_C, likelihoods_C.cpu(), scale)
+    logits_C = torch.tensor([scale * match.score + match.late_score for match in matches])
+    if likelihoods_C is not None:
+        logits_C = combined_scores(logits_C, likelihoods_C.cpu())
         pairs = zip(matches, likelihoods_C.tolist(), strict=True)
         matches = tuple(replace(match, log_likelihood=value) for match, value in pairs)
     replaced: dict[int, int] = {}

@@ -32,32 +32,20 @@ def batches(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def encode_pieces(
+def encode_documents(
     compressor: Compressor, pieces: Sequence[Sequence[int]], batch_tokens: int = 4096
 ) -> Iterator[tuple[list[int], Encoded]]:
     """Compress tokenised pieces of documents.
 
     Yields:
-        Their indices and what the compressor makes of them, a batch at a time.
+        Their indices and what the compressor makes of them, a batch at a time, on the base
+        model's device: memories in its dtype (bfloat16 with the compressor's
+        `bfloat16_products`), keys and vectors in float32.
     """
     K = compressor.config.memory_tokens
     for batch in batches([len(piece) + K + 1 for piece in pieces], batch_tokens):
         prepared = prepare([pieces[i] for i in batch], [], K)
         yield batch, compressor(move(prepared, compressor.base.device))
-
-
-def encode_documents(
-    compressor: Compressor, pieces: Sequence[Sequence[int]], batch_tokens: int = 4096
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Compress pieces of documents.
-
-    Yields:
-        Their indices, their memories (D, L, 2, G, K, E) in the base model's dtype (bfloat16
-        with the compressor's `bfloat16_products`), and their keys (D, C) in float32, a batch at
-        a time, on the base model's device.
-    """
-    for batch, encoded in encode_pieces(compressor, pieces, batch_tokens):
-        yield batch, encoded.stacked(), encoded.document_keys_DC
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,7 +57,7 @@ class EncodedQuestions:
 
 
 @torch.no_grad()
-def encode_question_vectors(
+def encode_questions(
     compressor: Compressor, questions: Sequence[Sequence[int]], batch_tokens: int = 4096
 ) -> EncodedQuestions:
     """What tokenised questions are matched by, on the base model's device."""
@@ -94,10 +82,3 @@ def encode_question_vectors(
             owners_T=torch.cat([part.owners_T for part in parts]),
         )
     return EncodedQuestions(keys_QC=torch.cat(keys), vectors=vectors)
-
-
-def encode_questions(
-    compressor: Compressor, questions: Sequence[Sequence[int]], batch_tokens: int = 4096
-) -> Tensor:
-    """Keys of tokenised questions, (Q, C) in float32 on the base model's device."""
-    return encode_question_vectors(compressor, questions, batch_tokens).keys_QC

@@ -1,7 +1,8 @@
 """Self-matching: from a question's tokens to the memories that are read for it.
 
-The question's key Θ(q) finds candidates among the bank's keys, of what is selected; these are
-re-ranked by how likely the frozen model finds the question after each; the best are kept.
+The question's key Θ(q) finds a shortlist among the bank's keys, of what is selected; late
+interaction compares it token by token; the best of it are re-ranked by how likely the frozen
+model finds the question after each; the best of these are kept.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -16,8 +18,9 @@ from cmt import freshness
 from cmt.answering import Found, best, candidates
 from cmt.bank import Bank
 from cmt.compressor import Compressor
-from cmt.encoding import encode_questions
+from cmt.encoding import EncodedQuestions, encode_questions
 from cmt.errors import BankError, CorruptRecordError, InputError, UnknownIdError
+from cmt.late_interaction import SHORTLIST, late_scores
 from cmt.matching import Hit, KeyIndex
 from cmt.reranking import question_log_likelihoods
 from cmt.selection import Selection
@@ -62,9 +65,9 @@ class Finder:
             raise InputError(f"expected top_k >= 1, got {top_k}")
         again = rerank > top_k
         with self._model:
-            keys_QC = encode_questions(self._compressor, questions)
+            encoded = encode_questions(self._compressor, questions)
         most = max(top_k, rerank)
-        hits, found = self._candidates(keys_QC, most, selection, with_tensors or again)
+        hits, found = self._candidates(encoded, most, selection, with_tensors or again)
         scale = self._compressor.scale().item()
         likelihoods: Sequence[torch.Tensor | None] = [None] * len(found)
         if again and any(own.matches for own in found):
@@ -83,13 +86,17 @@ class Finder:
         return lambda logits: freshness.prefer_later(logits, starts, alike_CC)
 
     def _candidates(
-        self, keys_QC: torch.Tensor, how_many: int, selection: Selection, with_tensors: bool
+        self, questions: EncodedQuestions, how_many: int, selection: Selection, with_tensors: bool
     ) -> tuple[list[list[Hit]], list[Found]]:
+        late = questions.vectors is not None
+        depth = max(how_many, SHORTLIST) if late else how_many
         attempts = 0
         while attempts < _ATTEMPTS:
-            hits = self._index.search(keys_QC, how_many, selection)
-            ids = [hit.memory_id for own in hits for hit in own]
+            hits = self._index.search(questions.keys_QC, depth, selection)
             try:
+                if late:
+                    hits = self._compared(questions, hits, how_many)
+                ids = [hit.memory_id for own in hits for hit in own]
                 sources = iter(self._bank.sources(ids))
                 stored = iter(self._bank.memories(ids) if with_tensors else [])
             except UnknownIdError:  # deleted since the search
@@ -106,6 +113,27 @@ class Finder:
             f"expected to read the memories found in {self._bank.path}, but they were deleted "
             f"meanwhile, {_ATTEMPTS} times in a row: ask again"
         )
+
+    def _compared(
+        self, questions: EncodedQuestions, hits: Sequence[Sequence[Hit]], how_many: int
+    ) -> list[list[Hit]]:
+        """Late interaction: each question's best of its shortlist, best first."""
+        assert questions.vectors is not None
+        scale = self._compressor.scale().item()
+        device = questions.keys_QC.device
+        best_hits: list[list[Hit]] = []
+        for row, own in enumerate(hits):
+            if not own:
+                best_hits.append([])
+                continue
+            vectors_CKV = torch.stack(self._bank.vectors([hit.memory_id for hit in own]))
+            late_C = late_scores(questions.vectors.rows([row]), vectors_CKV.to(device).float(), 1)
+            compared = [
+                replace(hit, late=late) for hit, late in zip(own, late_C[0].tolist(), strict=True)
+            ]
+            compared.sort(key=lambda hit: -(scale * hit.score + hit.late))  # stable
+            best_hits.append(compared[:how_many])
+        return best_hits
 
     def _likelihoods(
         self, questions: Sequence[Sequence[int]], found: Sequence[Found]

@@ -9,8 +9,8 @@ question another, with a weight w_t ≥ 0 that says how much the token counts, a
 The vectors come out of the same pass that makes memory and key, and take about one percent of
 the memory's bytes.
 
-Shape legend: Q questions, T tokens of all questions in a row, D documents, B questions,
-C candidates of each, K memory tokens, V vector size.
+Shape legend: Q questions, T tokens of all questions in a row, D documents, K memory tokens,
+V vector size.
 """
 
 from __future__ import annotations
@@ -64,14 +64,3 @@ def late_scores(question: QuestionVectors, documents_DKV: Tensor, questions: int
     best_TD = similarities_TDK.amax(2).float() * question.weights_T.float()[:, None]
     scores_QD = torch.zeros(questions, D, device=best_TD.device)
     return scores_QD.index_add(0, question.owners_T, best_TD)
-
-
-def candidate_scores(question: QuestionVectors, candidates_BCKV: Tensor) -> Tensor:
-    """s(q, M) of every question with its own candidates, shape (B, C), float32."""
-    B, C, _, _ = candidates_BCKV.shape
-    scores_BC = torch.zeros(B, C, device=candidates_BCKV.device)
-    for row in range(B):
-        own = question.owners_T == row
-        similarities = question.vectors_TV[own].float() @ candidates_BCKV[row].float().mT
-        scores_BC[row] = (similarities.amax(2) * question.weights_T[own].float()).sum(1)
-    return scores_BC

@@ -12,10 +12,9 @@ from datetime import timedelta
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
 
 from cmt.bank import Bank, Outcome
-from cmt.compressor import Compressor
+from cmt.compressor import Compressor, Encoded
 from cmt.dates import after, checked_span
 from cmt.errors import InputError
 from cmt.memory_records import Progress
@@ -226,19 +225,21 @@ def split_for(compressor: Compressor, text: str) -> list[Piece]:
 
 
 def as_encoded(
-    passes: Iterable[tuple[list[int], Tensor, Tensor]], pieces: Sequence[Piece]
+    passes: Iterable[tuple[list[int], Encoded]], pieces: Sequence[Piece]
 ) -> Iterator[EncodedPiece]:
     """What `encode_documents` gives for these pieces, as the bank takes it: bfloat16 on the CPU."""
-    for batch, memories, keys in passes:
-        on_cpu = zip(batch, keys.cpu(), memories.to("cpu", torch.bfloat16), strict=True)
-        for i, key, memory in on_cpu:
+    for batch, encoded in passes:
+        memories = encoded.stacked().to("cpu", torch.bfloat16)
+        keys, vectors = encoded.document_keys_DC.cpu(), encoded.document_vectors_DKV
+        for place, i in enumerate(batch):
             piece = pieces[i]
             yield EncodedPiece(
                 start=piece.start,
                 end=piece.end,
                 tokens=len(piece.token_ids),
-                key=key,
-                memory=memory,
+                key=keys[place],
+                memory=memories[place],
+                vectors=None if vectors is None else vectors[place].to("cpu", torch.bfloat16),
             )
 
 

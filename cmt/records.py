@@ -65,6 +65,8 @@ class EncodedPiece:
         tokens: Number of text tokens compressed.
         key: Unit vector, float32, shape (C,).
         memory: Keys and values at the memory positions, shape (L, 2, G, K, E).
+        vectors: A unit vector of each memory token for late interaction, bfloat16, shape
+            (K, V); None without.
     """
 
     start: int
@@ -72,6 +74,7 @@ class EncodedPiece:
     tokens: int
     key: torch.Tensor
     memory: torch.Tensor
+    vectors: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +136,7 @@ class Match:
         excerpt: The piece of text the memory was compressed from.
         log_likelihood: log P(question | memory) by the frozen model, where candidates were
             re-ranked.
+        late_score: What late interaction added to the scaled score; 0 without.
     """
 
     memory_id: int
@@ -146,6 +150,7 @@ class Match:
     weight: float
     excerpt: str
     log_likelihood: float | None = None
+    late_score: float = 0.0
     namespace: str = DEFAULT_NAMESPACE
 
 

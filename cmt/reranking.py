@@ -25,7 +25,7 @@ from cmt.reading import opening_tokens, prepare_reading, read
 from cmt.tensors import move
 
 LIKELIHOOD_WEIGHT = 0.2
-"""What log P(q | M) counts beside the scaled cosine; chosen in docs/LOG.md."""
+"""What log P(q | M) counts beside the logits of matching; chosen in docs/LOG.md."""
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def by_layer(memories: Tensor) -> list[LayerKV]:
 
 
 def combined_scores(
-    cosines_BC: Tensor, likelihoods_BC: Tensor, scale: float, weight: float = LIKELIHOOD_WEIGHT
+    logits_BC: Tensor, likelihoods_BC: Tensor, weight: float = LIKELIHOOD_WEIGHT
 ) -> Tensor:
-    """Logits of the candidates: scale · cosine + weight · log P(q | M), shape (B, C)."""
-    return scale * cosines_BC + weight * likelihoods_BC
+    """Logits of the candidates: those of matching + weight · log P(q | M), shape (B, C)."""
+    return logits_BC + weight * likelihoods_BC

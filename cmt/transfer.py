@@ -95,6 +95,8 @@ def _export(bank: Bank, folder: Path, on_document: Callable[[], object]) -> Tran
             places = []
             for piece in pieces:
                 tensors[f"key.{memories}"], tensors[f"memory.{memories}"] = piece.key, piece.memory
+                if piece.vectors is not None:
+                    tensors[f"vectors.{memories}"] = piece.vectors
                 places.append(_place(piece, memories, shards + 1))
                 memories += 1
             fields = {**asdict(document), "metadata": dict(document.metadata)}
@@ -243,6 +245,13 @@ def _piece(folder: Path, place: dict[str, Any]) -> EncodedPiece:
     with safe_open(folder / Path(place["file"]).name, framework="pt") as tensors:
         key = tensors.get_tensor(f"key.{place['number']}")
         memory = tensors.get_tensor(f"memory.{place['number']}")
+        name = f"vectors.{place['number']}"
+        vectors = tensors.get_tensor(name) if name in tensors.keys() else None
     return EncodedPiece(
-        start=place["start"], end=place["end"], tokens=place["tokens"], key=key, memory=memory
+        start=place["start"],
+        end=place["end"],
+        tokens=place["tokens"],
+        key=key,
+        memory=memory,
+        vectors=vectors,
     )

@@ -51,6 +51,7 @@ def dataset(documents: int = 8, articles: int = 2) -> QADataset:
 SETTINGS = {
     "memory_tokens": 4,
     "key_size": 16,
+    "vector_size": 8,
     "lora_rank": 4,
     "lora_alpha": 8,
     "max_piece_tokens": 96,

@@ -27,22 +27,26 @@ class Layout(NamedTuple):
     kv_heads: int
     head_size: int
     key_size: int
+    vector_size: int = 0
 
     def __str__(self) -> str:
+        vectors = f" and vectors of {self.vector_size}" if self.vector_size else ""
         return (
             f"(L={self.layers}, 2, G={self.kv_heads}, K, E={self.head_size}) "
-            f"with keys of {self.key_size}"
+            f"with keys of {self.key_size}{vectors}"
         )
 
     @classmethod
-    def of(cls, shape: Sequence[int], key_size: int) -> Layout:
-        """The layout of a memory of shape (L, 2, G, K, E)."""
-        return cls(shape[0], shape[2], shape[4], key_size)
+    def of(cls, piece: EncodedPiece) -> Layout:
+        """The layout of a piece's memory, of shape (L, 2, G, K, E)."""
+        shape, vectors = piece.memory.shape, piece.vectors
+        size = 0 if vectors is None else vectors.shape[1]
+        return cls(shape[0], shape[2], shape[4], piece.key.shape[0], size)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEntry:
-    """A memory as the bank writes it; `key` and `data` are raw bytes, `shape` a JSON list."""
+    """A memory as the bank writes it; tensors are raw bytes, `shape` a JSON list."""
 
     start: int
     end: int
@@ -52,6 +56,7 @@ class MemoryEntry:
     checksum: bytes
     key: bytes
     data: bytes
+    vectors: bytes | None
     layout: Layout
 
 
@@ -162,6 +167,8 @@ def _memory_entry(
     shape = json.dumps(list(piece.memory.shape))
     key = tensor_to_bytes(piece.key)
     dtype, data = memory_to_bytes(piece.memory, tier)
+    vectors = None if piece.vectors is None else tensor_to_bytes(piece.vectors)
+    guarded = (key, data) if vectors is None else (key, data, vectors)
     return MemoryEntry(
         start=piece.start,
         end=piece.end,
@@ -169,11 +176,12 @@ def _memory_entry(
         dtype=dtype,
         shape=shape,
         checksum=memory_checksum(
-            piece.start, piece.end, piece.tokens, dtype, shape, content_hash, key, data
+            piece.start, piece.end, piece.tokens, dtype, shape, content_hash, *guarded
         ),
         key=key,
         data=data,
-        layout=Layout.of(piece.memory.shape, piece.key.shape[0]),
+        vectors=vectors,
+        layout=Layout.of(piece),
     )
 
 
@@ -193,7 +201,20 @@ def _check_piece(name: str, document: Document, piece: EncodedPiece) -> None:
             f"{name}: expected a memory of shape (L, 2, G, K, E), got {tuple(memory.shape)}"
         )
     dtype_name(memory.dtype)
-    for what, tensor in (("key", key), ("memory", memory)):
+    vectors = piece.vectors
+    if vectors is not None and (
+        vectors.ndim != 2
+        or vectors.shape[0] != memory.shape[3]
+        or vectors.numel() == 0
+        or vectors.dtype != torch.bfloat16
+    ):
+        raise InputError(
+            f"{name}: expected bfloat16 vectors of shape ({memory.shape[3]}, V), "
+            f"got {vectors.dtype} {tuple(vectors.shape)}"
+        )
+    for what, tensor in (("key", key), ("memory", memory), ("vectors", vectors)):
+        if tensor is None:
+            continue
         lowest, highest = torch.aminmax(tensor.detach())  # NaN if there is one anywhere
         if not (math.isfinite(lowest) and math.isfinite(highest)):
             raise InputError(f"{name}: expected finite numbers, got NaN or infinity in its {what}")

@@ -110,7 +110,11 @@ _LIFE_CYCLE = (
 # How memories are stored: "bf16" (as they come) or "int8".
 _TIER = ("ALTER TABLE bank ADD COLUMN tier TEXT NOT NULL DEFAULT 'bf16'",)
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _LIFE_CYCLE, _TIER)
+# Vectors of the memory tokens for late interaction, bfloat16; NULL for a compressor without. The
+# last column, so that scanning keys does not step over it.
+_VECTORS = ("ALTER TABLE memories ADD COLUMN vectors BLOB",)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _LIFE_CYCLE, _TIER, _VECTORS)
 
 
 def schema_version(connection: sqlite3.Connection) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from cmt.bank.connection import is_damage
 from cmt.bank.records import MemorySource
@@ -17,6 +20,7 @@ from cmt.bank.rows import (
     encoded_piece,
     stored_document,
     stored_memory,
+    vectors_from_bytes,
 )
 from cmt.errors import CorruptRecordError, UnknownIdError
 from cmt.records import DEFAULT_NAMESPACE, EncodedPiece, StoredDocument, StoredMemory
@@ -110,6 +114,29 @@ def owner(sqlite: sqlite3.Connection, memory_id: int) -> str | None:
     except sqlite3.DatabaseError:
         return None
     return None if row is None else str(row[0])
+
+
+def read_vectors(sqlite: sqlite3.Connection, memory_ids: Sequence[int]) -> list[torch.Tensor]:
+    """Vectors (K, V) of each memory for late interaction, tensors left alone.
+
+    Raises:
+        UnknownIdError: There is no memory with one of the ids.
+        CorruptRecordError: One's vectors are cut or gone.
+    """
+    found = []
+    for memory_id in memory_ids:
+        _check_id(memory_id)
+        query = "SELECT vectors, shape FROM memories WHERE memory_id = ?"
+        row = _row(sqlite, query, memory_id, None, memory_id)
+        if row is None:
+            raise _no_memory(memory_id)
+        try:
+            found.append(vectors_from_bytes(row[0] or b"", json.loads(row[1])))
+        except (TypeError, ValueError, IndexError) as error:
+            raise corrupt(
+                owner(sqlite, memory_id), memory_id, "its vectors are cut or gone"
+            ) from error
+    return found
 
 
 def read_sources(sqlite: sqlite3.Connection, memory_ids: Sequence[int]) -> list[MemorySource]:

@@ -35,7 +35,8 @@ class Stats:
     """How much a bank holds, and where the bytes are.
 
     Attributes:
-        memory_bytes, key_bytes: Bytes of memory tensors and of key vectors.
+        memory_bytes, key_bytes: Bytes of memory tensors, and of keys with the vectors of late
+            interaction.
         text_bytes: Bytes of the documents' texts in UTF-8.
         file_bytes: Size on disk of the bank's file and its write-ahead log.
         superseded: Versions kept as history; `documents` doesn't count them, the bytes do.

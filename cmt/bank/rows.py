@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from cmt.bank.tensor_bytes import checksum, memory_from_bytes, tensor_from_bytes, text_hash
 from cmt.errors import CorruptRecordError
 from cmt.records import DEFAULT_NAMESPACE, EncodedPiece, StoredDocument, StoredMemory
@@ -23,7 +25,7 @@ FROM documents
 
 SELECT_MEMORY = """
 SELECT documents.id, memory_id, start_char, end_char, tokens, dtype, shape, memories.checksum,
-    documents.content_hash, key, data
+    documents.content_hash, key, data, vectors
 FROM memories
 LEFT JOIN documents ON number = document
 LEFT JOIN tensors USING (memory_id)
@@ -48,7 +50,10 @@ def document_checksum(fields: Sequence[str | None], content_hash: str) -> bytes:
 def memory_checksum(
     start: int, end: int, tokens: int, dtype: str, shape: str, content_hash: str, *data: bytes
 ) -> bytes:
-    """Guards a memory: `data` is its key's bytes and its tensor's, the hash binds it to a text."""
+    """Guards a memory: `data` is the bytes of its key, its tensor and, if it has any, its vectors.
+
+    The hash binds it to a text.
+    """
     return checksum((start, end, tokens, dtype, shape, content_hash), *data)
 
 
@@ -90,12 +95,13 @@ def stored_document(row: Row) -> StoredDocument:
 
 def memory_damage(row: Row) -> str | None:
     """What is wrong with a row of `SELECT_MEMORY`, None when it is as it was written."""
-    _, _, start, end, tokens, dtype, shape, stored, content_hash, key, data = row
+    _, _, start, end, tokens, dtype, shape, stored, content_hash, key, data, vectors = row
     if content_hash is None:
         return "its document is gone"
     if not isinstance(key, bytes) or not isinstance(data, bytes):
         return "its key or its tensor is gone"
-    if memory_checksum(start, end, tokens, dtype, shape, content_hash, key, data) != stored:
+    guarded = (key, data) if vectors is None else (key, data, vectors)
+    if memory_checksum(start, end, tokens, dtype, shape, content_hash, *guarded) != stored:
         return "its bytes don't match their checksum"
     return None
 
@@ -128,7 +134,20 @@ def encoded_piece(row: Row) -> EncodedPiece:
         tokens=memory.tokens,
         key=tensor_from_bytes(row[9], [len(row[9]) // 4], "float32"),
         memory=memory.memory,
+        vectors=None if row[11] is None else vectors_from_bytes(row[11], json.loads(row[6])),
     )
+
+
+def vectors_from_bytes(data: bytes, memory_shape: Sequence[int]) -> torch.Tensor:
+    """The vectors (K, V) of a memory of shape (L, 2, G, K, E).
+
+    Raises:
+        ValueError: They are not of one length.
+    """
+    size, rest = divmod(len(data), 2 * memory_shape[3])
+    if rest or not size:
+        raise ValueError(f"expected {memory_shape[3]} vectors, got {len(data)} bytes")
+    return tensor_from_bytes(data, (memory_shape[3], size), "bfloat16")
 
 
 def corrupt(document_id: str | None, memory_id: int | None, reason: str) -> CorruptRecordError:

@@ -16,7 +16,7 @@ from cmt.errors import BankError, FingerprintMismatchError
 from cmt.records import EncodedPiece, Fingerprint, StoredDocument
 
 _VERSIONS = "SELECT number, content_hash FROM {}documents"
-_MEMORY = "start_char, end_char, tokens, dtype, shape, memory_bytes, checksum, key"
+_MEMORY = "start_char, end_char, tokens, dtype, shape, memory_bytes, checksum, key, vectors"
 
 
 class Staging:

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 
+import torch
+
 from cmt.bank import check, keys, read, write
 from cmt.bank.connection import Connection, Mode, check_path, check_still
 from cmt.bank.entries import document_entry
@@ -331,8 +333,8 @@ class Bank:
                 "SELECT DISTINCT namespace FROM documents WHERE superseded_at IS NULL ORDER BY 1"
             ).fetchall()
             memories, memory_bytes, key_bytes = sqlite.execute(
-                "SELECT count(*), coalesce(sum(memory_bytes), 0), coalesce(sum(length(key)), 0) "
-                "FROM memories"
+                "SELECT count(*), coalesce(sum(memory_bytes), 0), "
+                "coalesce(sum(length(key) + coalesce(length(vectors), 0)), 0) FROM memories"
             ).fetchone()
         files = [self.path, self.path.with_name(f"{self.path.name}-wal")]
         return Stats(
@@ -384,6 +386,16 @@ class Bank:
         """
         with self._reader.reading() as sqlite:
             return read.read_sources(sqlite, memory_ids)
+
+    def vectors(self, memory_ids: Sequence[int]) -> list[torch.Tensor]:
+        """Vectors (K, V) of each of these memories for late interaction, bfloat16.
+
+        Raises:
+            UnknownIdError: One of them is not in the bank.
+            CorruptRecordError: A memory has none.
+        """
+        with self._reader.reading() as sqlite:
+            return read.read_vectors(sqlite, memory_ids)
 
     def verify(self) -> list[Problem]:
         """Every damage in the file, document and memory named; empty for a sound bank.

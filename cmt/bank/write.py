@@ -218,7 +218,7 @@ def _insert_memories(sqlite: sqlite3.Connection, number: int, entry: DocumentEnt
     for memory_id, memory in zip(memory_ids, entry.memories, strict=True):
         sqlite.execute(
             "INSERT INTO memories (memory_id, document, start_char, end_char, tokens, dtype, "
-            "shape, memory_bytes, checksum, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "shape, memory_bytes, checksum, key, vectors) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 memory_id,
                 number,
@@ -230,6 +230,7 @@ def _insert_memories(sqlite: sqlite3.Connection, number: int, entry: DocumentEnt
                 len(memory.data),
                 memory.checksum,
                 memory.key,
+                memory.vectors,
             ),
         )
         sqlite.execute("INSERT INTO tensors VALUES (?, ?)", (memory_id, memory.data))

@@ -19,7 +19,7 @@ from torch import Tensor
 from cmt.aggregation import aggregate_resident, matching_weights
 from cmt.compressor import Compressor
 from cmt.datasets.qa import QADataset
-from cmt.encoding import encode_pieces, encode_question_vectors
+from cmt.encoding import encode_documents, encode_questions
 from cmt.errors import InputError
 from cmt.generation import Sampling, generate
 from cmt.late_interaction import SHORTLIST, QuestionVectors, late_scores
@@ -108,7 +108,7 @@ def learn(compressor: Compressor, dataset: QADataset, *, batch_tokens: int = 163
     order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))  # like lengths together
     sorted_pieces = [pieces[i] for i in order]
     memories, keys, vectors = [], [], []
-    for _, encoded in encode_pieces(compressor, sorted_pieces, batch_tokens):
+    for _, encoded in encode_documents(compressor, sorted_pieces, batch_tokens):
         memories.append(encoded.stacked().bfloat16())  # as the bank stores them
         keys.append(encoded.document_keys_DC)
         if encoded.document_vectors_DKV is not None:
@@ -229,7 +229,7 @@ def match_scores(
     batch_size: int,
 ) -> Tensor:
     """Self-matching: logits of every question (tokenised) with every memory, (Q, D)."""
-    questions = encode_question_vectors(compressor, prompts)
+    questions = encode_questions(compressor, prompts)
     scores_QD = questions.keys_QC @ bank.keys.T * compressor.scale()
     if shortlist and questions.vectors is not None and bank.vectors_DKV is not None:
         vectors = questions.vectors
@@ -258,7 +258,7 @@ def rerank_scores(
             reading_start(compressor.config.max_piece_tokens),
             bfloat16_products=compressor.bfloat16_products,
         )
-        reranked_QC[rows] = combined_scores(found.values[rows], likelihoods_BC, 1.0)
+        reranked_QC[rows] = combined_scores(found.values[rows], likelihoods_BC)
     return _rescored(scores_QD, found.indices, reranked_QC)
 
 

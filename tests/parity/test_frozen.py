@@ -31,8 +31,8 @@ def padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def prefix(compressor: Compressor, *lengths: int) -> Prefix:
     """One memory for each length, each with weight 1."""
-    [(_, memories, _)] = encode_documents(compressor, small.tokens(*lengths))
-    return aggregate([[memory] for memory in memories], [[1.0]] * len(lengths))
+    [(_, encoded)] = encode_documents(compressor, small.tokens(*lengths))
+    return aggregate([[memory] for memory in encoded.stacked()], [[1.0]] * len(lengths))
 
 
 def train_steps(base: BaseModel, compressor: Compressor, steps: int) -> None:

@@ -252,25 +252,54 @@ def test_batches_are_consecutive_and_bounded() -> None:
 def test_encoding_in_batches_is_encoding_at_once() -> None:
     compressor = small.compressor()
     documents = small.tokens(30, 7, 1, 16, 25)
-    [(all_indices, memories, keys)] = encode_documents(compressor, documents)
+    [(all_indices, encoded)] = encode_documents(compressor, documents)
+    memories, keys = encoded.stacked(), encoded.document_keys_DC
+    vectors = encoded.document_vectors_DKV
     assert all_indices == [0, 1, 2, 3, 4]
+    assert vectors is not None
+    assert vectors.shape == (5, 4, 8)
     assert memories.shape == (5, 3, 2, 2, 4, 8)
     assert not memories.requires_grad
     indices: list[int] = []
-    for batch, part, part_keys in encode_documents(compressor, documents, batch_tokens=40):
-        torch.testing.assert_close(part, memories[batch], **CLOSE)
-        torch.testing.assert_close(part_keys, keys[batch], **CLOSE)
+    for batch, part in encode_documents(compressor, documents, batch_tokens=40):
+        torch.testing.assert_close(part.stacked(), memories[batch], **CLOSE)
+        torch.testing.assert_close(part.document_keys_DC, keys[batch], **CLOSE)
+        torch.testing.assert_close(part.document_vectors_DKV, vectors[batch], **CLOSE)
         indices += batch
     assert indices == all_indices
     questions = small.tokens(6, 3, 9, seed=1)
     at_once = encode_questions(compressor, questions)
-    assert at_once.shape == (3, 16)
-    torch.testing.assert_close(encode_questions(compressor, questions, 8), at_once, **CLOSE)
+    in_batches = encode_questions(compressor, questions, 8)
+    assert at_once.keys_QC.shape == (3, 16)
+    torch.testing.assert_close(in_batches.keys_QC, at_once.keys_QC, **CLOSE)
+    one, other = at_once.vectors, in_batches.vectors
+    assert one is not None
+    assert other is not None
+    assert one.owners_T.tolist() == other.owners_T.tolist() == [0] * 6 + [1] * 3 + [2] * 9
+    torch.testing.assert_close(other.vectors_TV, one.vectors_TV, **CLOSE)
+    torch.testing.assert_close(other.weights_T, one.weights_T, **CLOSE)
+
+
+def test_vectors_are_unit_vectors_and_weights_positive() -> None:
+    encoded = small.compressor()(prepare(small.tokens(9, 5), small.tokens(4, 3, seed=1), 4))
+    assert encoded.document_vectors_DKV is not None
+    assert encoded.question_vectors is not None
+    for vectors in (encoded.document_vectors_DKV, encoded.question_vectors.vectors_TV):
+        torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]))
+    assert bool((encoded.question_vectors.weights_T > 0).all())
+
+
+def test_a_compressor_without_late_interaction_has_no_vectors() -> None:
+    compressor = small.compressor(vector_size=0)
+    encoded = compressor(prepare(small.tokens(9), small.tokens(4), 4))
+    assert encoded.document_vectors_DKV is None
+    assert encoded.question_vectors is None
+    assert encode_questions(compressor, small.tokens(4)).vectors is None
 
 
 def test_encoding_nothing_gives_nothing() -> None:
     compressor = small.compressor()
-    assert encode_questions(compressor, []).shape == (0, 16)
+    assert encode_questions(compressor, []).keys_QC.shape == (0, 16)
     assert list(encode_documents(compressor, [])) == []
 
 

@@ -29,8 +29,8 @@ def compressor(request: pytest.FixtureRequest) -> Compressor:
 def memories(compressor: Compressor) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     for length in (20, 33, 8, 50):  # of other lengths too: 4, 3, 4 and 2 tokens
-        [(_, memory, _)] = encode_documents(compressor, small.tokens(length, seed=length))
-        found.append(memory[0])
+        [(_, encoded)] = encode_documents(compressor, small.tokens(length, seed=length))
+        found.append(encoded.stacked()[0])
     return [found[0], found[1][..., :3, :], found[2], found[3][..., :2, :]]
 
 

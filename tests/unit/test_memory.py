@@ -296,11 +296,11 @@ def test_a_document_whose_memory_the_bank_refuses_fails_alone(empty, monkeypatch
     bad = tuple(empty.compressor.base.tokenizer(FACTS[1].text)["input_ids"])
 
     def broken(compressor, pieces, batch_tokens):
-        for batch, memories, keys in encode(compressor, pieces, batch_tokens):
+        for batch, encoded in encode(compressor, pieces, batch_tokens):
             for row, index in enumerate(batch):
                 if tuple(pieces[index]) == bad:
-                    keys[row] = torch.nan
-            yield batch, memories, keys
+                    encoded.document_keys_DC[row] = torch.nan
+            yield batch, encoded
 
     monkeypatch.setattr(memory, "encode_documents", broken)
     report = empty.add(FACTS)

@@ -55,5 +55,5 @@ def test_memories_by_layer_are_as_packed_attention_takes_them():
 
 
 def test_scores_are_combined():
-    cosines, likelihoods = torch.tensor([[0.5, 0.9]]), torch.tensor([[-10.0, -30.0]])
-    assert combined_scores(cosines, likelihoods, 20.0, 0.5).tolist() == [[5.0, 3.0]]
+    logits, likelihoods = torch.tensor([[10.0, 18.0]]), torch.tensor([[-10.0, -30.0]])
+    assert combined_scores(logits, likelihoods, 0.5).tolist() == [[5.0, 3.0]]
