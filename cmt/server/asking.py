@@ -151,6 +151,7 @@ class Asking:
             rerank=wish.rerank,
             sampling=wish.sampling(max(job.max_new_tokens for job in jobs)),
             min_score=wish.min_score,
+            prefer_later=wish.prefer_later,
             **wish.filters,
         )
         rows = [_Row(job, reading, place) for place, job in enumerate(jobs)]

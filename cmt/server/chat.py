@@ -100,6 +100,7 @@ def _wish(asked: ChatRequest) -> Wish:
         top_p=asked.top_p or 1.0,
         seed=asked.seed,
         min_score=asked.min_score,
+        prefer_later=asked.prefer_later,
         namespace=asked.namespace,
         tags=tuple(asked.tags),
         since=asked.since,

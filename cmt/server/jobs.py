@@ -25,6 +25,7 @@ class Wish:
             batch.
         search: Only find the memories, generate nothing.
         min_score: Least cosine of question and best memory.
+        prefer_later: Of memories on one subject that match about as well, the later.
         namespace, tags, since, until, as_of: As in `Filters`.
     """
 
@@ -36,6 +37,7 @@ class Wish:
     seed: int | None = None
     search: bool = False
     min_score: float | None = None
+    prefer_later: bool = True
     namespace: str | None = DEFAULT_NAMESPACE
     tags: tuple[str, ...] = ()
     since: str | None = None

@@ -119,6 +119,7 @@ async def search(asked: SearchRequest, request: Request, service: Current) -> Se
         top_k=asked.top_k,
         rerank=rerank,
         search=True,
+        prefer_later=asked.prefer_later,
         namespace=asked.namespace,
         tags=tuple(asked.tags),
         since=asked.since,

@@ -67,7 +67,11 @@ class DocumentIn(Strict):
 
 
 class Selecting(BaseModel):
-    """Which documents a question is about; see `cmt.selection.Filters`."""
+    """Which documents a question is about (`cmt.selection.Filters`), and which come first."""
+
+    prefer_later: bool = Field(
+        True, description="of memories on one subject that match about as well, the later"
+    )
 
     namespace: Name | None = Field(DEFAULT_NAMESPACE, description="null: all of them")
     tags: Tags = []
