@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, normalize, softplus
 from transformers import DynamicCache
 
 from cmt.compressor import Compressor
@@ -26,6 +26,21 @@ from tests import small, tiny
 
 K = 4
 Cache = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (1, G, tokens, E)
+
+
+@dataclass
+class Plainly:
+    """What the compressor makes of one text."""
+
+    memory: Cache
+    key: Tensor
+    vectors: Tensor
+    weights: Tensor
+
+    def late(self, other: Plainly) -> Tensor:
+        """Late interaction of this question with a document."""
+        best = [max(vector @ token for token in other.vectors) for vector in self.vectors]
+        return (torch.stack(best) * self.weights).sum()
 
 
 @dataclass
@@ -42,8 +57,8 @@ class Plain:
     def embed(self, tokens: list[int]) -> Tensor:
         return self.model.get_input_embeddings()(torch.tensor(tokens, dtype=torch.long))
 
-    def encode(self, tokens: list[int], memory: bool) -> tuple[Cache, Tensor]:
-        """Memory and key of a text; a question has no memory."""
+    def encode(self, tokens: list[int], memory: bool) -> Plainly:
+        """Memory, key and vectors of a text; a question has no memory."""
         n, ours = len(tokens), self.compressor
         embedded = self.embed(tokens)
         parts, places = [embedded], list(range(1, n + 1))
@@ -65,7 +80,15 @@ class Plain:
             (layer.keys[:, :, n : n + K], layer.values[:, :, n : n + K])
             for layer in output.past_key_values.layers
         ]
-        return cache, normalize(ours.key_head(output.last_hidden_state[0, -1]), dim=0)
+        hidden = output.last_hidden_state[0]
+        compared = hidden[n : n + K] if memory else hidden[:n]
+        assert ours.vector_head is not None
+        return Plainly(
+            memory=cache,
+            key=normalize(ours.key_head(hidden[-1]), dim=0),
+            vectors=normalize(ours.vector_head(compared), dim=1),
+            weights=softplus(ours.term_weight(compared))[:, 0],
+        )
 
     def sink(self) -> Cache:
         with torch.no_grad(), self.twin.disable_adapter():
@@ -127,21 +150,28 @@ def plain_losses(
     documents = [data.documents[i] for i in batch.document_ids_D.tolist()]
     start = reading_start(data.max_piece_tokens)
     encoded = [plain.encode(document, memory=True) for document in documents]
-    question_keys = [plain.encode(question, memory=False)[1] for question, _ in asked]
+    questions = [plain.encode(question, memory=False) for question, _ in asked]
+    question_keys = torch.stack([question.key for question in questions])
     positives = batch.positives_Q.tolist()
     scale = plain.compressor.log_scale.exp()
-    scores = torch.stack(question_keys) @ torch.stack([key for _, key in encoded]).T * scale
+    by_key = question_keys @ torch.stack([document.key for document in encoded]).T * scale
+    late = [
+        torch.stack([question.late(document) for document in encoded]) for question in questions
+    ]
+    scores = by_key + torch.stack(late)
     negatives = [i for i, key in enumerate(stale) if key.any() and i not in batch.document_ids_D]
-    stale_scores = torch.stack(question_keys) @ stale[negatives].T * scale
-    matching = cross_entropy(torch.cat([scores, stale_scores], 1), torch.tensor(positives))
+    stale_scores = question_keys @ stale[negatives].T * scale
+    matching = cross_entropy(torch.cat([by_key, stale_scores], 1), torch.tensor(positives))
+    late_matching = cross_entropy(scores, torch.tensor(positives))
 
     groups = [g.memories_BM.tolist() for g in batch.reading.packing.groups if len(g.memories_BM)]
     chosen = [row for group in groups[: len(groups) - 1] for row in group]
     answers, without, labels = [], [], []
+    asking, asking_labels = [], []
     for number, (question, answer) in enumerate(asked):
         row = chosen[number]
         assert row[0] == positives[number]
-        own = [encoded[i][0] for i in row]
+        own = [encoded[i].memory for i in row]
         weights = scores[number, row]
         if len(row) > 1:
             places = torch.arange(len(row)) >= batch.memories
@@ -150,6 +180,9 @@ def plain_losses(
         segment = plain.embed([*question, *answer[:-1]])
         [logits] = plain.read([segment], [own], [weights], start)
         answers.append(logits[len(question) - 1 :])
+        if number < batch.single:
+            asking.append(logits[data.opening - 1 : len(question) - 1])
+            asking_labels += question[data.opening :]
         with torch.no_grad():
             [logits] = plain.read([segment], None, [], start)
         without.append(logits[len(question) - 1 :])
@@ -164,16 +197,20 @@ def plain_losses(
         torch.cat([plain.compressor.reconstruction_embedding[None], plain.embed(documents[i][:-1])])
         for i in retold
     ]
-    own = [[encoded[i][0]] for i in retold]
+    own = [[encoded[i].memory] for i in retold]
     logits = plain.read(segments, own, [torch.zeros(1)] * len(retold), start)  # padded together
     reconstruction = cross_entropy(
         torch.cat(logits), torch.tensor([token for i in retold for token in documents[i]])
     )
-    loss = answer_loss + objectives.matching * matching + objectives.reconstruction * reconstruction
+    asking_loss = cross_entropy(torch.cat(asking), torch.tensor(asking_labels))
+    loss = answer_loss + objectives.matching * (matching + late_matching)
+    loss = loss + objectives.reconstruction * reconstruction + objectives.asking * asking_loss
     return {
         "loss": loss,
         "answer": answer_loss,
         "matching": matching,
+        "late_matching": late_matching,
+        "asking": asking_loss,
         "reconstruction": reconstruction,
         "found_in_batch": (scores.argmax(1) == torch.tensor(positives)).float().mean(),
     }
@@ -198,7 +235,12 @@ def test_packed_step_is_the_plain_step(family: str, alpha: float) -> None:
         small.dataset(),
         compressor.base.tokenizer,
         BatchConfig(
-            documents=4, texts=1, questions_per_document=2, retold_share=0.5, most_memories=3
+            documents=4,
+            texts=1,
+            questions_per_document=2,
+            retold_share=0.5,
+            most_memories=3,
+            asked=True,
         ),
         memory_tokens=K,
         max_piece_tokens=96,

@@ -15,6 +15,7 @@ from cmt.errors import DocumentError, InputError
 from cmt.evaluation import qa
 from cmt.evaluation.qa import evaluate, learn, score
 from cmt.generation import Sampling, generate
+from cmt.late_interaction import late_scores
 from cmt.reading import question_tokens
 from cmt.records import Document
 from cmt.reranking import combined_scores, question_log_likelihoods
@@ -36,7 +37,8 @@ def long_dataset() -> QADataset:
 
 @pytest.fixture(scope="module")
 def compressor() -> Compressor:
-    return small.compressor()
+    """By key alone, so that what is found can be told from keys."""
+    return small.compressor(vector_size=0)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,8 @@ def test_learning_keeps_every_piece_in_order(compressor: Compressor, dataset: QA
         assert bank.owners_D.tolist() == owners
         assert bank.memories.shape == (len(owners), 3, 2, 2, 4, 8)
         for number, piece in enumerate(tokens):
-            [(_, memory, key)] = encode_documents(compressor, [piece])
+            [(_, encoded)] = encode_documents(compressor, [piece])
+            memory, key = encoded.stacked(), encoded.document_keys_DC
             stored = bank.memories[number]
             assert stored.dtype == torch.bfloat16, "as the bank stores them"
             torch.testing.assert_close(stored.float(), memory[0], atol=1e-4, rtol=2**-8)
@@ -84,9 +87,10 @@ def test_ranks_count_a_document_by_its_best_piece() -> None:
 def test_recall_is_of_those_ranks(compressor: Compressor, dataset: QADataset) -> None:
     result = evaluate(compressor, dataset, given=False, max_new_tokens=1, resamples=10)
     tokens, owners = pieces(compressor, dataset)
-    [(_, _, keys)] = encode_documents(compressor, tokens)
+    [(_, encoded)] = encode_documents(compressor, tokens)
+    keys = encoded.document_keys_DC
     asked = question_tokens(compressor.base.tokenizer, [q.text for q in dataset.questions])
-    scores = encode_questions(compressor, asked) @ keys.T
+    scores = encode_questions(compressor, asked).keys_QC @ keys.T
     ranks = []
     for row, question in zip(scores.tolist(), dataset.questions, strict=True):
         best = [max(s for s, o in zip(row, owners, strict=True) if o == d) for d in range(5)]
@@ -103,7 +107,7 @@ def answers_alone(compressor: Compressor, dataset: QADataset, choose: Any, numbe
     bank = learn(compressor, dataset)
     memories, keys = bank.memories, bank.keys
     [prompt] = question_tokens(compressor.base.tokenizer, [dataset.questions[number].text])
-    scores = (encode_questions(compressor, [prompt]) @ keys.T)[0]
+    scores = (encode_questions(compressor, [prompt]).keys_QC @ keys.T)[0]
     chosen = choose(scores, owners, dataset.questions[number].document)
     weights = matching_weights(scores[chosen], compressor.scale().item())
     prefix = aggregate([[memories[i] for i in chosen]], [weights])
@@ -152,13 +156,13 @@ def test_reranked_readings_are_those_questions_alone(
     )  # fmt: skip
     ranks = []
     for number, prompt in enumerate(prompts):
-        cosines = (encode_questions(compressor, [prompt]) @ bank.keys.T)[0]
+        cosines = (encode_questions(compressor, [prompt]).keys_QC @ bank.keys.T)[0]
         order = cosines.argsort(descending=True)
         best, rest = order[:depth], order[depth:]
         likelihoods = question_log_likelihoods(
             compressor.base, [prompt], bank.memories, best[None], 97
         )
-        scores = combined_scores(cosines[best], likelihoods[0], scale)
+        scores = combined_scores(cosines[best] * scale, likelihoods[0])
         again = scores.argsort(descending=True)
         order = torch.cat([best[again], rest])
         # those behind keep their distances by key, and lie at least 1 below
@@ -277,3 +281,29 @@ def test_one_prediction_a_question(predictions: list[str]) -> None:
     message = f"each of the 2 questions of towers, at least one, got {len(predictions)}"
     with pytest.raises(InputError, match=message):
         score(predictions, dataset)
+
+
+@pytest.mark.parametrize("shortlist", [0, 3, 100])
+def test_late_interaction_orders_the_shortlist(dataset: QADataset, shortlist: int) -> None:
+    """The best by key compared token by token; the others stay below them."""
+    compressor = small.compressor()
+    bank = learn(compressor, dataset)
+    assert bank.vectors_DKV is not None
+    prompts = question_tokens(compressor.base.tokenizer, [q.text for q in dataset.questions])
+    result = evaluate(
+        compressor, dataset, given=False, shortlist=shortlist, bank=bank, max_new_tokens=1,
+        resamples=10,
+    )  # fmt: skip
+    ranks = []
+    for prompt, question in zip(prompts, dataset.questions, strict=True):
+        asked = encode_questions(compressor, [prompt])
+        assert asked.vectors is not None
+        by_key = (asked.keys_QC @ bank.keys.T)[0] * compressor.scale()
+        late = late_scores(asked.vectors, bank.vectors_DKV.float(), 1)[0]
+        order = by_key.argsort(descending=True)
+        best, rest = order[:shortlist], order[shortlist:]
+        order = torch.cat([best[(by_key + late)[best].argsort(descending=True)], rest])
+        owners = list(dict.fromkeys(bank.owners_D[order].tolist()))
+        ranks.append(owners.index(question.document) + 1)
+    for k, percent in result.recall.items():
+        assert percent == pytest.approx(100 * sum(rank <= k for rank in ranks) / len(ranks))

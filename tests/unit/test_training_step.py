@@ -34,7 +34,8 @@ def compressor() -> Compressor:
 def test_the_loss_is_the_weighted_sum_of_its_parts(compressor: Compressor) -> None:
     batch = corpus(compressor)[0]
     report = step(compressor, matching=0.7, reconstruction=0.2)(batch)
-    total = report["answer"] + 0.7 * report["matching"] + 0.2 * report["reconstruction"]
+    matched = report["matching"] + report["late_matching"]
+    total = report["answer"] + 0.7 * matched + 0.2 * report["reconstruction"]
     torch.testing.assert_close(report["loss"], total)
     assert [name for name, value in report.items() if value.requires_grad] == ["loss"]
     assert 0 <= report["found_in_batch"] <= 1
@@ -44,6 +45,22 @@ def test_nothing_to_retell(compressor: Compressor) -> None:
     batch = corpus(compressor, retold_share=0.0)[0]
     report = step(compressor, matching=0.7)(batch)
     assert "reconstruction" not in report
+    matched = report["matching"] + report["late_matching"]
+    torch.testing.assert_close(report["loss"], report["answer"] + 0.7 * matched)
+
+
+def test_questions_are_asked_where_the_batches_have_them(compressor: Compressor) -> None:
+    batch = corpus(compressor, asked=True, retold_share=0.0)[0]
+    report = step(compressor, matching=0.7, asking=0.4)(batch)
+    matched = report["matching"] + report["late_matching"]
+    total = report["answer"] + 0.7 * matched + 0.4 * report["asking"]
+    torch.testing.assert_close(report["loss"], total)
+
+
+def test_without_late_interaction_only_keys_are_matched() -> None:
+    compressor = small.compressor(vector_size=0)
+    report = step(compressor, matching=0.7)(corpus(compressor, retold_share=0.0)[0])
+    assert "late_matching" not in report
     torch.testing.assert_close(report["loss"], report["answer"] + 0.7 * report["matching"])
 
 
