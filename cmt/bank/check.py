@@ -5,19 +5,10 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
+from cmt.bank import reachable
 from cmt.bank.records import Problem
 from cmt.bank.rows import SELECT_DOCUMENT, SELECT_MEMORY, document_damage, memory_damage
 
-# Each list is read from the table and from an index, which lie on different pages of the
-# file: where one is damaged the other still names the records.
-_DOCUMENTS = (
-    "SELECT number, id FROM documents INDEXED BY documents_by_id",
-    "SELECT number, id FROM documents NOT INDEXED",
-)
-_MEMORIES = (
-    "SELECT memory_id, document FROM memories INDEXED BY memories_by_document",
-    "SELECT memory_id, document FROM memories NOT INDEXED",
-)
 _MOST_FILE_PROBLEMS = 20
 
 
@@ -28,12 +19,12 @@ def find_problems(sqlite: sqlite3.Connection) -> list[Problem]:
     """
     problems: list[Problem] = []
     _check_file(sqlite, problems)
-    documents = _listing(sqlite, _DOCUMENTS, "documents", problems)
+    documents = _listed(reachable.documents(sqlite), "documents", problems)
     for number, document_id in documents.items():
         reason = _document_problem(sqlite, number)
         if reason is not None:
             problems.append(Problem(document_id, None, reason))
-    memories = _listing(sqlite, _MEMORIES, "memories", problems)
+    memories = _listed(reachable.memories(sqlite), "memories", problems)
     for memory_id, number in memories.items():
         reason = _memory_problem(sqlite, memory_id)
         if reason is not None:
@@ -50,17 +41,11 @@ def _check_file(sqlite: sqlite3.Connection, problems: list[Problem]) -> None:
     problems.extend(Problem(None, None, text) for (text,) in found if text != "ok")
 
 
-def _listing(
-    sqlite: sqlite3.Connection, queries: tuple[str, ...], what: str, problems: list[Problem]
-) -> dict[int, Any]:
-    """Record number -> owner, from every row that any of the queries still reaches."""
-    found: dict[int, Any] = {}
-    for query in queries:
-        try:
-            for number, owner in sqlite.execute(query):
-                found.setdefault(number, owner)
-        except sqlite3.DatabaseError as error:
-            problems.append(Problem(None, None, f"the list of {what} is damaged: {error}"))
+def _listed(listing: reachable.Listing, what: str, problems: list[Problem]) -> dict[int, Any]:
+    found, errors = listing
+    problems.extend(
+        Problem(None, None, f"the list of {what} is damaged: {error}") for error in errors
+    )
     return found
 
 

@@ -40,6 +40,8 @@ class Connection:
             )
             # A flipped bit may break UTF-8; the checksums report it, the decoder need not.
             self._sqlite.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            if mode == "ro":  # read what is left of a file that was cut: SQLite would refuse it all
+                self._sqlite.execute("PRAGMA writable_schema = ON")
             for pragma in ("foreign_keys = ON", "synchronous = FULL", "secure_delete = ON"):
                 self._sqlite.execute(f"PRAGMA {pragma}")
             self._sqlite.create_function("known_from", 2, known_from, deterministic=True)
@@ -210,7 +212,7 @@ class Connection:
             "its folder must be writable, even for reading",
             sqlite3.SQLITE_NOTADB: "it is not an SQLite file",
             sqlite3.SQLITE_CORRUPT: "the file is damaged, or was copied without its -wal file; "
-            "restore a copy, or see what verify() finds lost",
+            "restore a copy, or save what is left: open it read-only, or `cmt export`",
             sqlite3.SQLITE_IOERR: "the disk could not be read or written (input/output error); "
             "nothing of this change was written",
         }.get(_code(error), "SQLite failed")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cmt.bank import reachable
 from cmt.bank.connection import is_damage
 from cmt.bank.read import owner
 from cmt.bank.records import KeyChanges
@@ -77,11 +78,8 @@ def _rows(sqlite: sqlite3.Connection, cursor: int, limit: int | None) -> Iterato
     except sqlite3.DatabaseError as error:
         if not is_damage(error):
             raise
-    listed = sqlite.execute(
-        "SELECT memory_id FROM memories INDEXED BY memories_by_document WHERE memory_id > ?",
-        (cursor,),
-    )
-    for memory_id in sorted(number for (number,) in listed.fetchall()):
+    listed, _ = reachable.memories(sqlite)
+    for memory_id in sorted(number for number in listed if number > cursor):
         if given == most:
             return
         row = _row(sqlite, memory_id)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cmt.bank import reachable
 from cmt.bank.connection import is_damage
 from cmt.bank.records import MemorySource
 from cmt.bank.rows import (
@@ -182,9 +183,8 @@ def read_version(sqlite: sqlite3.Connection, number: int) -> StoredDocument | No
 
 
 def read_numbers(sqlite: sqlite3.Connection) -> list[int]:
-    """The numbers of all versions, in insertion order, from an index: apart from their records."""
-    rows = sqlite.execute("SELECT number FROM documents INDEXED BY documents_by_id").fetchall()
-    return sorted(number for (number,) in rows)
+    """The numbers of all versions, in insertion order; those that can be reached."""
+    return sorted(reachable.documents(sqlite)[0])
 
 
 def read_entry(sqlite: sqlite3.Connection, number: int) -> Entry | None:

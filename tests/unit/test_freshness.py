@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from cmt import Document, finding
 from cmt.bank import Bank
@@ -76,21 +77,18 @@ def test_an_answer_reads_the_later_and_shows_both(memory, monkeypatch, likelihoo
     """Whichever matches a little better; keys and likelihoods are set here."""
     ids = {source.document_id: source.memory_id for source in memory.bank.sources([1, 2, 3])}
     of = dict(zip((ids["old"], ids["new"], ids["rivers"]), likelihoods, strict=True))
-    search = memory._finder._index.search
 
-    def reordered(*arguments):
-        return [sorted(own, key=lambda hit: hit.memory_id) for own in search(*arguments)]
+    def in_order(_, hits, __):
+        return [sorted(own, key=lambda hit: hit.memory_id) for own in hits]
 
     def read(*_, **__):
-        import torch
-
         return torch.tensor([[of[memory_id] for memory_id in sorted(of)]])
 
     alike = np.eye(3, dtype=np.float32)
     alike[0, 1] = alike[1, 0] = 0.95
-    monkeypatch.setattr(memory._finder._index, "search", reordered)
+    monkeypatch.setattr(memory._finder, "_compared", in_order)
     monkeypatch.setattr(memory._finder._index, "alike", lambda _: alike)
-    monkeypatch.setattr(memory.compressor, "scale", lambda: __import__("torch").tensor(0.0))
+    monkeypatch.setattr(memory.compressor, "scale", lambda: torch.tensor(0.0))
     monkeypatch.setattr(finding, "question_log_likelihoods", read)
     options = {"sampling": Sampling(max_new_tokens=4)}
     answer = memory.ask("Who is the mayor of Arbon?", **options)

@@ -1,0 +1,73 @@
+"""What is left of a bank whose file was cut or broken is still read, listed, matched, exported."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+import torch
+
+from cmt import transfer
+from cmt.bank import Bank, Problem
+from cmt.errors import BankError
+from cmt.matching import KeyIndex
+from cmt.records import Document
+from tests.unit.bank_pieces import FINGERPRINT, make_key, make_piece
+
+LARGE = (4, 2, 4, 16, 64)  # a memory lies on pages of its own
+
+
+@pytest.fixture
+def closed(path):
+    """A bank of 30 documents, packed into its file."""
+    with Bank.open(path, FINGERPRINT) as bank:
+        for n in range(30):
+            text = f"text {n}"
+            bank.add([(Document(text=text, id=f"{n}"), [make_piece(text, n, shape=LARGE)])])
+        bank.wipe_log()
+    return path
+
+
+def intact(bank: Bank) -> int:
+    """How many documents are read; each must be as it was written."""
+    count = 0
+    for entry in bank.entries():
+        if not isinstance(entry, Problem):
+            document, (piece,) = entry
+            assert torch.equal(piece.memory, make_piece("", int(document.id), shape=LARGE).memory)
+            count += 1
+    return count
+
+
+def test_a_truncated_bank_is_read_as_far_as_it_goes(closed, tmp_path):
+    os.truncate(closed, closed.stat().st_size * 2 // 3)
+    with pytest.raises(BankError, match=r"is damaged, or .* `cmt export`"):
+        Bank.open(closed, FINGERPRINT)
+    with Bank.open(closed, FINGERPRINT, read_only=True) as bank:
+        left = intact(bank)
+        assert 10 < left < 30
+        named = {problem.document_id for problem in bank.verify() if problem.document_id}
+        assert len(named) >= 30 - left
+        (hits,) = KeyIndex(bank).search(make_key(0)[None], 3)
+        assert bank.memories([hits[0].memory_id])
+        report = transfer.export_bank(bank, tmp_path / "out")
+        assert (report.documents, len(report.damaged)) == (left, 30 - left)
+    with Bank.open(tmp_path / "saved.sqlite", FINGERPRINT) as saved:
+        transfer.import_bank(saved, tmp_path / "out")
+        assert (intact(saved), saved.verify()) == (left, [])
+
+
+def test_broken_pages_of_the_memories_are_searched_past(closed, caplog):
+    """One leaf of the table of memories, one of its index: the other still names what there is."""
+    content = bytearray(closed.read_bytes())
+    key = make_key(7).numpy().tobytes()
+    page = content.index(key) // 16384 * 16384
+    content[page : page + 16384] = bytes(16384)
+    closed.write_bytes(content)
+    with Bank.open(closed, FINGERPRINT, read_only=True) as bank:
+        with caplog.at_level(logging.WARNING):
+            index = KeyIndex(bank)
+            index.refresh()
+        assert "can't be read, it can't be matched" in caplog.text or len(index) == 30
+        assert any("memories" in str(problem) for problem in bank.verify())
