@@ -30,7 +30,7 @@ import torch
 from cmt import prompts, weights
 from cmt.aggregation import Prefix, aggregate
 from cmt.answering import AloneOptions, AskOptions, Found, Reading, batches, without_memory
-from cmt.bank import Bank, Counts
+from cmt.bank import Bank
 from cmt.bank.connection import check_path
 from cmt.bank.tensor_bytes import Tier
 from cmt.compressor import Compressor
@@ -38,6 +38,7 @@ from cmt.encoding import encode_documents
 from cmt.errors import FingerprintMismatchError, InputError
 from cmt.finding import Finder
 from cmt.generation import GREEDY, Sampling, stream
+from cmt.holdings import Holdings
 from cmt.learning import (
     AddOptions,
     DocumentChanges,
@@ -62,7 +63,6 @@ from cmt.records import (
     EncodedPiece,
     Failure,
     Match,
-    StoredDocument,
 )
 from cmt.selection import Filters, Selection, select
 from cmt.splitting import Piece
@@ -78,7 +78,7 @@ BATCH_SIZE = 16  # questions answered together
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # compressed in one pass, memory tokens included
 
 
-class Memory:
+class Memory(Holdings):
     """A frozen language model with a bank of what it has learned.
 
     Threads may share one: they take turns at the model.
@@ -494,53 +494,6 @@ class Memory:
             if step is None:
                 return
             yield step
-
-    # What is in the bank.
-
-    def forget(self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> bool:
-        """Delete a document, its history and memories; False when there is none with this id.
-
-        Their bytes are gone from the file, and from its log unless someone is reading there.
-        """
-        was_there = self.bank.delete(document_id, namespace=namespace)
-        self.bank.wipe_log()
-        return was_there
-
-    def purge(self, *, history: bool = False) -> list[str]:
-        """Delete what has expired, with `history` superseded versions too; gives their ids."""
-        purged = self.bank.purge(history=history)
-        self.bank.wipe_log()
-        return purged
-
-    def get(self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> StoredDocument:
-        """The document with this id; `UnknownIdError` when there is none."""
-        return self.bank.get(document_id, namespace=namespace)
-
-    def history(
-        self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE
-    ) -> list[StoredDocument]:
-        """Its versions, oldest first, the one in force last; `UnknownIdError` without any."""
-        return self.bank.history(document_id, namespace=namespace)
-
-    def documents(
-        self, *, limit: int | None = None, offset: int = 0, **filters: Unpack[Filters]
-    ) -> Iterator[StoredDocument]:
-        """The documents in the order they were added, skipping `offset`, at most `limit`.
-
-        Args:
-            limit: Most documents; None: all.
-            offset: So many are passed over first.
-            filters: `Filters`; without any, all documents in force, of every namespace.
-
-        Raises:
-            InputError: A negative number, or a filter that can't be.
-        """
-        selection = select(**filters) if filters else None
-        return self.bank.documents(limit=limit, offset=offset, selection=selection)
-
-    def count(self) -> Counts:
-        """How many documents and memories there are."""
-        return self.bank.count()
 
     def stats(self) -> MemoryStats:
         """What is held, what that costs, and what made it; reads every text."""
