@@ -203,7 +203,7 @@ def measure_row(run: Run, name: str) -> None:
         run.cached(
             name, "robustness", settings,
             lambda: robustness(
-                method(), few, stream_data.unrelated_documents(options.data, most), shares
+                method(), few, stream_data.unrelated_documents(options.data, most, data), shares
             ),
         )  # fmt: skip
 
@@ -249,7 +249,8 @@ def main() -> None:
     if chosen.save_spans:
         parts = (run.data.stream, run.data.validation)
         texts = [document.text for part in parts for document in part.documents]
-        texts += [document.text for document in stream_data.unrelated_documents(chosen.data, 10**6)]
+        others = stream_data.unrelated_documents(chosen.data, 10**6, run.data.stream)
+        texts += [document.text for document in others]
         save_spans(texts, chosen.save_spans)
         return
     failed = []

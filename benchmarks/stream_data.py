@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from cmt.evaluation.stream import sampled
 from cmt.records import Document
 
 DATASETS = ("squad", "streamingqa", "archivalqa", "realtimeqa", "jsonl", "squad-file")
-LONGEST = 2000  # characters of an unrelated document
+SHORTEST, LONGEST = 100, 750  # characters of an unrelated document
 
 
 @dataclass(kw_only=True, slots=True)
@@ -82,16 +83,21 @@ def _stream(folder: Path, squad: Path, kind: str, path: Path | None) -> QADatase
     return load_jsonl(path, strict=False) if kind == "jsonl" else load_squad(path, strict=False)
 
 
-def unrelated_documents(folder: Path, how_many: int) -> list[Document]:
-    """Wikipedia summaries, then paragraphs of WikiText-2, each text once."""
-    texts: dict[str, None] = {}
+def unrelated_documents(folder: Path, how_many: int, learned: QADataset) -> list[Document]:
+    """Wikipedia summaries, then WikiText-2, in pieces about as long as SQuAD's paragraphs.
+
+    Summaries of the articles that are learned are left out.
+    """
+    titles = {document.title.casefold() for document in learned.documents}
     summaries = json.loads(_text(folder / "text" / "wikipedia_summaries.json.gz"))
-    texts.update(dict.fromkeys(page["extract"][:LONGEST] for page in summaries.values()))
+    texts = [page["extract"] for name, page in summaries.items() if name.casefold() not in titles]
     for part in ("train", "valid", "test"):
-        lines = (line.strip() for line in _text(folder / "text" / f"{part}.raw.gz").split("\n"))
-        texts.update(dict.fromkeys(line[:LONGEST] for line in lines if len(line) > 100))
-    kept = [text for text in texts if text.strip()][:how_many]
-    return [Document(text=text, id=f"unrelated-{i:05d}") for i, text in enumerate(kept)]
+        texts += _text(folder / "text" / f"{part}.raw.gz").split("\n")
+    pieces = (piece for text in texts for piece in textwrap.wrap(text, LONGEST))
+    kept = dict.fromkeys(piece for piece in pieces if len(piece) >= SHORTEST)
+    return [
+        Document(text=text, id=f"unrelated-{i:05d}") for i, text in enumerate(list(kept)[:how_many])
+    ]
 
 
 def plain_text(folder: Path) -> str:

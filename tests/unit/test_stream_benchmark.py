@@ -56,7 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "new_wiki").mkdir()
     (made / "new_wiki" / "x.json").write_text(json.dumps(squad_format(small.dataset(8))))
     (made / "text").mkdir()
-    pages = {str(i): {"extract": f"Page {i} is about nothing at all."} for i in range(30)}
+    filler = "It goes on for as long as it takes to be a document of its own. " * 2
+    pages = {str(i): {"extract": f"Page {i} is about nothing at all. {filler}"} for i in range(30)}
     with gzip.open(made / "text" / "wikipedia_summaries.json.gz", "wt") as opened:
         json.dump(pages, opened)
     for part in ("train", "valid", "test"):
