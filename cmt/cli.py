@@ -14,6 +14,7 @@ from cmt.commands.demo import demo
 from cmt.commands.evaluate import evaluate
 from cmt.commands.fetch import fetch
 from cmt.commands.reindex import reindex
+from cmt.commands.search import search
 from cmt.commands.serve import serve
 from cmt.commands.train import train
 from cmt.commands.transfer import export_command, import_command
@@ -55,6 +56,7 @@ for _command in (
     add,
     watch,
     ask,
+    search,
     chat,
     list_documents,
     show,

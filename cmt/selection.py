@@ -149,16 +149,22 @@ class FieldColumns:
 
     def append(self, fields: Sequence[Fields]) -> None:
         """Rows at the end; `reserve` them first."""
-        for row, own in enumerate(fields, start=self._size):
-            self.put(row, own)
+        if not fields:
+            return
+        rows = slice(self._size, self._size + len(fields))
+        self._codes_N[rows] = [self._code(own) for own in fields]
+        self._moments_N3[rows] = [(own.starts, own.superseded, own.expires) for own in fields]
+        self._documents_N[rows] = [own.document for own in fields]
         self._size += len(fields)
 
     def put(self, row: int, fields: Fields) -> None:
         """Write one row."""
-        labels = (fields.namespace, fields.tags)
-        self._codes_N[row] = self._codes.setdefault(labels, len(self._codes))
+        self._codes_N[row] = self._code(fields)
         self._moments_N3[row] = (fields.starts, fields.superseded, fields.expires)
         self._documents_N[row] = fields.document
+
+    def _code(self, fields: Fields) -> int:
+        return self._codes.setdefault((fields.namespace, fields.tags), len(self._codes))
 
     def remove(self, row: int) -> None:
         """Drop a row and move the last one into its place."""

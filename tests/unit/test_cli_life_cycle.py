@@ -118,6 +118,18 @@ def test_namespaces_and_tags_select(model):
     assert "namespaces  default\n" in done("stats")
 
 
+def test_search_shows_what_a_question_finds(model):
+    dated("a.jsonl", "Ann is\nthe mayor.", "2020-01-01")
+    done("add", "a.jsonl", *model)
+    done("add", "-", *model, stdin="Rivers carry sand.")
+    shown = done("search", "Who is the mayor?", *model)
+    assert "Ann is the mayor." in shown
+    assert len(shown.splitlines()) == 4
+    first = json.loads(done("search", "Who?", "--json", "--until", "2021", *model))
+    assert (first["document_id"], first["date"]) == ("mayor", "2020-01-01")
+    assert done("search", "Who?", "--tag", "none", *model) == ""
+
+
 def test_a_least_score_makes_it_abstain(model):
     done("add", "-", *model, stdin="Ann is the mayor.")
     assert answer(model, "--min-score", 1)["abstained"]
