@@ -77,9 +77,15 @@ class Run:
             minutes=options.minutes,
             checkpoint=options.checkpoint,
             seed=options.seed,
+            code=self.code(),
             answers=AnswerConfig(batch_size=options.batch_size),
             recipe=self.recipe(),
         )
+
+    def code(self) -> str:
+        """The commit; of changed or unknown code this very run, so that it trains its own."""
+        commit = self.store.commit
+        return commit if self.store.is_known() else f"{commit} {self.stamp.date}"
 
     def recipe(self) -> TrainingConfig:
         """How key/value memory is trained; little of everything in a smoke run."""

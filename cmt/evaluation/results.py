@@ -85,6 +85,10 @@ class ResultStore:
     folder: Path
     commit: str
 
+    def is_known(self) -> bool:
+        """Whether the code is exactly that of a commit."""
+        return self.commit != "unknown" and not self.commit.endswith("+")
+
     def file(self, row: str, part: str, settings: Any) -> Path:
         """Where the result of a row's part with these settings is."""
         digest = hashlib.sha256(_json(settings).encode()).hexdigest()[:12]
@@ -97,7 +101,7 @@ class ResultStore:
             InputError: The file isn't a result.
         """
         file = self.file(row, part, settings)
-        if self.commit == "unknown" or self.commit.endswith("+") or not file.exists():
+        if not self.is_known() or not file.exists():
             return None
         return read_result(file)["result"]
 

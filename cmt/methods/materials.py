@@ -24,6 +24,7 @@ class Materials:
         qa_training: What a baseline's reader is tuned on first (SQuAD: 0–40006).
         asked: What will be asked; only gold text looks into it.
         folder: Where trained weights are kept, and resumed from.
+        code: Which code trains them, a commit say: weights of other code are not taken up.
         steps, minutes: Training stops at whichever comes first; None: that one doesn't bound.
         checkpoint: Folder of a compressor; None: the one shipped for the base model.
         recipe: How key/value memory is trained, but for its length.
@@ -39,6 +40,7 @@ class Materials:
     minutes: float | None = None
     checkpoint: Path | None = None
     seed: int = 0
+    code: str = ""
     answers: AnswerConfig = field(default_factory=AnswerConfig)
     recipe: TrainingConfig = field(default_factory=lambda: TrainingConfig(steps=1))
 
@@ -54,6 +56,6 @@ class Materials:
         """A folder for what is trained under this name with these settings and this data."""
         described = repr([
             self.base.fingerprint, self.training.name, self.qa_training.name, self.seed,
-            self.steps, self.minutes, *(asdict(part) for part in settings),
+            self.code, self.steps, self.minutes, *(asdict(part) for part in settings),
         ])  # fmt: skip
         return self.folder / f"{name}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"

@@ -25,6 +25,9 @@ from cmt.errors import InputError
 from cmt.reading import question_tokens
 from cmt.tensors import move
 
+READING_START = 64
+"""Position of a question's first token: just past the sample that prefixes are scaled to."""
+
 SAMPLE = (
     "The lighthouse stands on a rock by the sea. It was built in 1823, and it is 31 metres high. "
     "In 1904 the keeper, a sailor from the north, sold it to the city for 12,000 crowns."

@@ -20,8 +20,7 @@ from cmt.encoding import batches
 from cmt.errors import InputError
 from cmt.methods.answering import AnswerConfig, generated
 from cmt.methods.method import Reply, Stored
-from cmt.methods.soft_memory import SoftMemory, pooled
-from cmt.reading import reading_start
+from cmt.methods.soft_memory import READING_START, SoftMemory, pooled
 from cmt.records import Document
 
 FOUND = 5  # documents told for R@5
@@ -134,7 +133,7 @@ class SoftMethod:
                 prompts,
                 self._answers,
                 prefix_of=prefix_of,
-                start=reading_start(self._config.max_document_tokens),
+                start=READING_START,
             )
         return [
             Reply(

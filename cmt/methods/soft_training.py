@@ -15,11 +15,11 @@ from torch import Tensor
 from cmt.base_model import BaseModel
 from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
-from cmt.methods.soft_memory import SoftMemory, pooled
+from cmt.methods.soft_memory import READING_START, SoftMemory, pooled
 from cmt.methods.soft_method import SoftConfig
 from cmt.methods.tuned_copy import answer_tokens
 from cmt.objectives import answer_cross_entropy, memory_aware_cross_entropy, self_matching_loss
-from cmt.reading import prepare_reading, read, reading_start
+from cmt.reading import prepare_reading, read
 from cmt.tensors import move
 
 Remember = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -130,7 +130,7 @@ class SoftTraining:
             [[self._questions[i] for i in asked]],
             [[self._answers[i] for i in asked]],
             [],
-            reading_start(self._config.max_document_tokens),
+            READING_START,
         )
         batch = move(prepared, self._reader.device)
         own_Q1 = torch.arange(len(asked), device=self._reader.device)[:, None]
