@@ -12,9 +12,9 @@ import numpy as np
 
 from cmt.bank import reachable
 from cmt.bank.connection import is_damage
-from cmt.bank.read import owner
+from cmt.bank.entries import Layout
 from cmt.bank.records import KeyChanges
-from cmt.bank.rows import Row, corrupt
+from cmt.bank.rows import Row
 from cmt.dates import ends, known_from
 from cmt.errors import InputError
 from cmt.selection import Fields
@@ -31,23 +31,26 @@ _logger = logging.getLogger(__name__)
 
 def read_key_changes(sqlite: sqlite3.Connection, cursor: int, limit: int | None) -> KeyChanges:
     """What became of the keys since the cursor; see `Bank.key_changes`."""
-    last = int(sqlite.execute("SELECT last_change FROM bank").fetchone()[0])
+    last, layout = sqlite.execute("SELECT last_change, layout FROM bank").fetchone()
     if not 0 <= cursor <= last:
         raise InputError(f"expected a cursor of this bank, from 0 to {last}, got {cursor}")
     ids: list[int] = []
     keys: list[bytes] = []
     fields: list[Fields] = []
-    key_bytes = None
-    complete = True
+    key_bytes = 4 * Layout(*json.loads(layout)).key_size if layout is not None else 0
+    seen, upto = 0, cursor
     for memory_id, key, *own in _rows(sqlite, cursor, limit) if cursor < last else ():
-        key_bytes = key_bytes or len(key or b"")
-        if not isinstance(key, bytes) or len(key) != key_bytes or key_bytes % 4:
-            raise corrupt(owner(sqlite, memory_id), memory_id, "its key is cut or gone")
+        seen += 1
+        if cursor < memory_id <= last:
+            upto = memory_id
+        if upto != memory_id or not isinstance(key, bytes) or len(key) != key_bytes:
+            _warn(memory_id)
+            continue
         ids.append(memory_id)
         keys.append(key)
         fields.append(_fields(own))
-    complete = limit is None or len(ids) < limit
-    upto = last if complete else ids[-1]
+    complete = limit is None or seen < limit
+    upto = last if complete else upto
     known = upto if cursor > 0 else 0  # from the start, nothing was known to be removed or changed
     removed = sqlite.execute(
         "SELECT memory_id FROM removals WHERE change > ? AND change <= ? ORDER BY change",
@@ -97,11 +100,14 @@ def _row(sqlite: sqlite3.Connection, memory_id: int) -> Row | None:
             raise
         row = None
     if row is None:
-        _logger.warning(
-            "memory %d can't be read, it can't be matched: Bank.verify() names its document",
-            memory_id,
-        )
+        _warn(memory_id)
     return row
+
+
+def _warn(memory_id: int) -> None:
+    _logger.warning(
+        "memory %d can't be read, it can't be matched: Bank.verify() names its document", memory_id
+    )
 
 
 def _fields(row: Sequence[Any]) -> Fields:

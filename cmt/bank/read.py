@@ -102,12 +102,12 @@ def _row(
         if not is_damage(error):
             raise
         if memory_id is not None:
-            document_id = owner(sqlite, memory_id)
+            document_id = _owner(sqlite, memory_id)
         raise corrupt(document_id, memory_id, f"it can't be read ({error})") from error
     return row
 
 
-def owner(sqlite: sqlite3.Connection, memory_id: int) -> str | None:
+def _owner(sqlite: sqlite3.Connection, memory_id: int) -> str | None:
     """The id of the document of a memory whose tensor is unreadable, if that can be told."""
     query = "SELECT id FROM documents, memories WHERE number = document AND memory_id = ?"
     try:
@@ -135,7 +135,7 @@ def read_vectors(sqlite: sqlite3.Connection, memory_ids: Sequence[int]) -> list[
             found.append(vectors_from_bytes(row[0] or b"", json.loads(row[1])))
         except (TypeError, ValueError, IndexError) as error:
             raise corrupt(
-                owner(sqlite, memory_id), memory_id, "its vectors are cut or gone"
+                _owner(sqlite, memory_id), memory_id, "its vectors are cut or gone"
             ) from error
     return found
 
