@@ -30,7 +30,7 @@ from cmt.base_model import BaseModel
 from cmt.errors import CMTError
 from cmt.evaluation.choosing import trials
 from cmt.evaluation.forgetting import knowledge
-from cmt.evaluation.results import ResultStore, code_commit, stamp, without_predictions
+from cmt.evaluation.results import ResultStore, code_commit, shown, stamp, without_predictions
 from cmt.evaluation.stream import retention, robustness, run_stream, sampled
 from cmt.methods import ABLATIONS, METHODS, Materials, Method, Row
 from cmt.methods.answering import AnswerConfig
@@ -110,8 +110,8 @@ class Run:
         return {
             "dataset": self.data.stream.name,
             "questions": len(self.data.stream.questions),
-            "base_model": options.model,
-            "checkpoint": str(options.checkpoint or "shipped"),
+            "base_model": shown(options.model),
+            "checkpoint": shown(options.checkpoint or "shipped"),
             "recipe": str(options.recipe.name),
             "minutes": options.minutes,
             "steps": 2 if options.smoke and not options.steps else options.steps,

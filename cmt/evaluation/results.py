@@ -49,11 +49,17 @@ def stamp(device: torch.device, commit: str | None = None) -> Stamp:
     return Stamp(
         commit=commit or code_commit(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(["python", *sys.argv]),
+        command=shlex.join(["python", *map(shown, sys.argv)]),
         hardware=hardware,
         torch=torch.__version__,
         python=platform.python_version(),
     )
+
+
+def shown(argument: object) -> str:
+    """An argument as results tell it: of a path from the root only the last name."""
+    text = str(argument)
+    return Path(text).name if Path(text).is_absolute() else text
 
 
 def code_commit() -> str:

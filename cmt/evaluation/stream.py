@@ -16,7 +16,7 @@ from cmt.errors import InputError
 from cmt.evaluation.costs import metered
 from cmt.evaluation.qa import Scores, score
 from cmt.methods.method import Method, Reply
-from cmt.metrics import recall_at
+from cmt.metrics import f1, recall_at, shortest
 from cmt.records import Document
 
 
@@ -42,11 +42,17 @@ class Costs:
 
 @dataclass(kw_only=True, slots=True)
 class StreamResult:
-    """Scores in percent; `recall` is empty where the method looks for no documents."""
+    """Scores in percent.
+
+    Attributes:
+        shortest_f1: F1 against each question's shortest answer alone, as the peers report it.
+        recall: By k; empty where the method looks for no documents.
+    """
 
     documents: int
     questions: int
     scores: Scores
+    shortest_f1: float
     recall: dict[int, float]
     costs: Costs
 
@@ -78,10 +84,15 @@ def run_stream(method: Method, dataset: QADataset, *, window: int = 64) -> Strea
     with metered(device) as answering:
         replies = method.answer([question.text for question in dataset.questions])
     documents, questions = len(dataset.documents), len(dataset.questions)
+    overlaps = [
+        f1(reply.text, [shortest(question.answers)])
+        for reply, question in zip(replies, dataset.questions, strict=True)
+    ]
     return StreamResult(
         documents=documents,
         questions=questions,
         scores=score([reply.text for reply in replies], dataset),
+        shortest_f1=100 * sum(overlaps) / questions,
         recall=_recall(replies, dataset, range(documents)),
         costs=Costs(
             learn_seconds=learning.seconds / documents,

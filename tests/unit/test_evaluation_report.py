@@ -104,7 +104,7 @@ def test_the_newest_record_of_a_row_counts(store: ResultStore) -> None:
 def test_tables_hold_ours_and_the_published_rows(store: ResultStore) -> None:
     text = markdown(fill(store, "kv_memory", "cmt_paper", "cmt_paper_without_top_k"), DATASET)
     assert "| CMT, key/value memory, shipped checkpoint | smollm2-135m | 20 / 40 | 100.0 [" in text
-    assert "| *published CMT* | *DistilGPT2 82M* | *1665* | – | 3.12 | 7.59 | – | – |" in text
+    assert "| *published CMT* | *DistilGPT2 82M* | *1665* | – | – | 3.12 | 7.59 | – | – |" in text
     assert "paper's form, without top-k" in text.split("### Ablation")[1]
     assert "*published without top-k aggregation*" in text
     assert "### Retention by documents" in text

@@ -68,6 +68,8 @@ def test_a_stream_is_learned_asked_and_measured() -> None:
     assert (result.documents, result.questions) == (20, 40)
     assert result.scores.exact_match == 100
     assert result.recall == {1: 0.0, 5: 100.0}
+    # "in 1823" is right, but not the shortest answer: F1 2/3
+    assert result.shortest_f1 == pytest.approx(100 * (1 + 2 / 3) / 2)
     costs = result.costs
     assert (costs.bytes_stored, costs.fixed_bytes) == (8, 100)
     assert (costs.text_tokens, costs.memory_tokens) == (10, 4)

@@ -115,6 +115,8 @@ def test_rows_are_measured_once_and_reported(folder: Path) -> None:
     }  # fmt: skip
     record = json.loads(next(f for f in results if f.name.startswith("mac-stream")).read_text())
     assert record["commit"] == "abc1234"
+    assert record["command"].startswith("python stream.py --data ")
+    assert str(folder) not in json.dumps(record)
     assert record["result"]["documents"] == 20
     assert record["result"]["reader_unchanged"] is True
     assert record["result"]["knowledge_before"] == record["result"]["knowledge_after"]
@@ -132,7 +134,7 @@ def test_rows_are_measured_once_and_reported(folder: Path) -> None:
     assert report.returncode == 0, report.stderr
     text = (folder / "stream.md").read_text()
     assert "## streamingqa-test-stream-20" in text
-    assert "| *published MAC* | *Llama-2-7B* | *1665* | – | 14.29 | 21.79 | – | – |" in text
+    assert "| *published MAC* | *Llama-2-7B* | *1665* | – | – | 14.29 | 21.79 | – | – |" in text
 
 
 def test_settings_from_the_command_line(folder: Path) -> None:
