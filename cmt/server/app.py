@@ -18,7 +18,11 @@ from cmt.server import chat, errors, memories
 from cmt.server.guard import Guard
 from cmt.server.key_map import KeyMap
 from cmt.server.metrics import CONTENT_TYPE
-from cmt.server.schemas import ErrorBody, Health, MapResponse
+from cmt.server.responses import (
+    ErrorBody,
+    Health,
+    MapResponse,
+)
 from cmt.server.service import Service
 from cmt.server.settings import Settings
 

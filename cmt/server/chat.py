@@ -26,7 +26,11 @@ from cmt.server.chat_schemas import (
 from cmt.server.errors import ServiceError
 from cmt.server.events import event_stream
 from cmt.server.jobs import Done, Event, Found, Piece, Wish
-from cmt.server.schemas import ModelList, ModelOut, SourceOut
+from cmt.server.responses import (
+    ModelList,
+    ModelOut,
+    SourceOut,
+)
 from cmt.server.service import Current, Service, unless_left
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])

@@ -7,7 +7,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cmt.memory import DEFAULT_RERANK, DEFAULT_TOP_K
-from cmt.server.schemas import Selecting, SourceOut
+from cmt.server.responses import (
+    SourceOut,
+)
+from cmt.server.schemas import Selecting
 
 _LARGEST = 2**63 - 1  # torch's seeds
 

@@ -11,7 +11,10 @@ import numpy as np
 
 from cmt.errors import UnknownIdError
 from cmt.memory import Memory
-from cmt.server.schemas import MapPoint, MapResponse
+from cmt.server.responses import (
+    MapPoint,
+    MapResponse,
+)
 
 EXCERPT_CHARS = 160
 _ATTEMPTS = 8

@@ -20,19 +20,16 @@ from cmt.server.errors import ServiceError, public
 from cmt.server.events import event_stream
 from cmt.server.jobs import Found, Wish
 from cmt.server.learning import last
-from cmt.server.schemas import (
-    AddRequest,
+from cmt.server.responses import (
     AddResponse,
     Deleted,
     DocumentList,
     DocumentOut,
     DocumentSummary,
-    Name,
-    PatchRequest,
-    SearchRequest,
     SearchResponse,
     SourceOut,
 )
+from cmt.server.schemas import AddRequest, Name, PatchRequest, SearchRequest
 from cmt.server.service import Current, Service, unless_left
 
 router = APIRouter(prefix="/v1/memories", tags=["Memories"])
