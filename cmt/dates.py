@@ -19,8 +19,10 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 @lru_cache(maxsize=1 << 16)
-def span(text: str) -> tuple[float, float] | None:
-    """The first and the last moment of a year, month, day or date-time; None for other text."""
+def span(text: object) -> tuple[float, float] | None:
+    """The first and the last moment of a year, month, day or date-time; None for anything else."""
+    if not isinstance(text, str):  # a damaged bank gives what it likes
+        return None
     try:
         if month := _MONTH.fullmatch(text):
             year, number = int(month[1]), int(month[2] or 1)
@@ -45,7 +47,7 @@ def checked_span(text: str, name: str) -> tuple[float, float]:
     Raises:
         InputError: It is no date.
     """
-    found = span(text) if isinstance(text, str) else None
+    found = span(text)
     if found is None:
         raise InputError(
             f"expected {name} as in 2026-01-31 or 2026-01-31T12:00 (ISO 8601), got {text!r}"

@@ -13,7 +13,7 @@ import torch
 from cmt.bank.rows import memory_checksum
 from cmt.bank.tensor_bytes import Tier, dtype_name, memory_to_bytes, tensor_to_bytes, text_hash
 from cmt.dates import checked_span
-from cmt.errors import DocumentError, InputError
+from cmt.errors import CorruptRecordError, DocumentError, InputError
 from cmt.records import Document, EncodedPiece
 from cmt.selection import check_label, check_tags
 
@@ -34,6 +34,23 @@ class Layout(NamedTuple):
         return (
             f"(L={self.layers}, 2, G={self.kv_heads}, K, E={self.head_size}) "
             f"with keys of {self.key_size}{vectors}"
+        )
+
+    @classmethod
+    def parse(cls, stored: object) -> Layout:
+        """The layout that a bank's JSON says.
+
+        Raises:
+            CorruptRecordError: It says none.
+        """
+        try:
+            layout = cls(*json.loads(str(stored)))
+            if all(isinstance(size, int) for size in layout):
+                return layout
+        except (TypeError, ValueError):
+            pass
+        raise CorruptRecordError(
+            f"expected the sizes of the bank's memories, got {stored!r}: restore a copy of the bank"
         )
 
     @classmethod

@@ -37,7 +37,7 @@ def read_key_changes(sqlite: sqlite3.Connection, cursor: int, limit: int | None)
     ids: list[int] = []
     keys: list[bytes] = []
     fields: list[Fields] = []
-    key_bytes = 4 * Layout(*json.loads(layout)).key_size if layout is not None else 0
+    key_bytes = 4 * Layout.parse(layout).key_size if layout is not None else 0
     seen, upto = 0, cursor
     for memory_id, key, *own in _rows(sqlite, cursor, limit) if cursor < last else ():
         seen += 1
@@ -111,14 +111,19 @@ def _warn(memory_id: int) -> None:
 
 
 def _fields(row: Sequence[Any]) -> Fields:
-    """What a row's columns `_FIELDS` say; a memory whose document is gone is selected never."""
-    number, namespace, tags, date, added_at, superseded_at, expires_at = row
+    """What a row's columns `_FIELDS` say; a memory whose document is damaged is selected never."""
+    number, namespace, labels, date, added_at, superseded_at, expires_at = row
+    try:
+        tags = tuple(json.loads(labels)) if labels != "[]" else ()
+        hash((number, namespace, tags))
+    except (TypeError, ValueError):  # no JSON list of texts
+        number = None
     if number is None:
         return Fields(0, "", (), 0.0, 0.0, 0.0)
     return Fields(
         document=number,
         namespace=namespace,
-        tags=tuple(json.loads(tags)) if tags != "[]" else (),
+        tags=tags,
         starts=known_from(date, added_at),
         superseded=ends(superseded_at),
         expires=ends(expires_at),

@@ -243,7 +243,7 @@ def _condition(selection: Selection | None) -> tuple[str, list[Any]]:
         parts.append("namespace = ?")
         values.append(selection.namespace)
     for tag in selection.tags:
-        parts.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
+        parts.append("json_valid(tags) AND EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
         values.append(tag)
     if selection.since > -FOREVER:
         parts.append("known_from(date, added_at) >= ?")

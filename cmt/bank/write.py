@@ -93,7 +93,7 @@ def check_layout(sqlite: sqlite3.Connection, entries: Sequence[DocumentEntry]) -
         InputError: Names the first such document, the layout expected and the one it has.
     """
     (stored,) = sqlite.execute("SELECT layout FROM bank").fetchone()
-    expected = None if stored is None else Layout(*json.loads(stored))
+    expected = None if stored is None else Layout.parse(stored)
     for entry in entries:
         for memory in entry.memories:
             if expected is None:

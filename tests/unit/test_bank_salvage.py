@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import random
+from pathlib import Path
 
 import pytest
 import torch
 
 from cmt import transfer
 from cmt.bank import Bank, Problem
-from cmt.errors import BankError
+from cmt.errors import BankError, UnknownIdError
 from cmt.matching import KeyIndex
 from cmt.records import Document
+from cmt.selection import select
 from tests.unit.bank_pieces import FINGERPRINT, make_key, make_piece
 
 LARGE = (4, 2, 4, 16, 64)  # a memory lies on pages of its own
@@ -71,3 +75,50 @@ def test_broken_pages_of_the_memories_are_searched_past(closed, caplog):
             index.refresh()
         assert "can't be read, it can't be matched" in caplog.text or len(index) == 30
         assert any("memories" in str(problem) for problem in bank.verify())
+
+
+def look_everywhere(path: Path) -> None:
+    """Every way to read a bank."""
+    with Bank.open(path, FINGERPRINT, read_only=True) as bank:
+        bank.verify()
+        list(bank.entries())
+        bank.stats()
+        for filters in ({"tags": ["a"]}, {"since": "2020", "namespace": None}, {"as_of": "2030"}):
+            list(bank.documents(selection=select(**filters)))
+        bank.by_source("", namespace="default")
+        bank.history("3")
+        (hits,) = KeyIndex(bank).search(make_key(0)[None], 3)
+        for hit in hits:
+            bank.sources([hit.memory_id])
+            bank.memories([hit.memory_id])
+
+
+def test_whatever_bits_are_flipped_only_named_errors_come_out(path):
+    with Bank.open(path, FINGERPRINT) as bank:
+        for n in range(12):
+            for version in range(2):
+                text = f"text {n}.{version}"
+                document = Document(
+                    text=text,
+                    id=f"{n}",
+                    tags=["a", "b"],
+                    date="2024-05-31",
+                    source="s",
+                    metadata={"n": n},
+                    expires_at="2999-01-01",
+                    supersede=True,
+                )
+                bank.add([(document, [make_piece(text, n)])])
+        bank.vacuum()
+    sound = path.read_bytes()
+    used = [place for place, byte in enumerate(sound) if byte]
+    draw = random.Random(0)
+    for _ in range(250):
+        content = bytearray(sound)
+        for place in draw.sample(used, 3):
+            content[place] ^= 1 << draw.randrange(8)
+        for end in ("-wal", "-shm"):
+            path.with_name(path.name + end).unlink(missing_ok=True)
+        path.write_bytes(content)
+        with contextlib.suppress(BankError, UnknownIdError):
+            look_everywhere(path)
