@@ -1,0 +1,65 @@
+"""Key/value memory as a method: what `cmt eval` measures, learned in any number of calls."""
+
+from __future__ import annotations
+
+import pytest
+
+from cmt.errors import CheckpointError, InputError
+from cmt.evaluation.qa import evaluate
+from cmt.evaluation.stream import run_stream
+from cmt.methods.answering import AnswerConfig
+from cmt.methods.kv_memory import KvMemory, KvMemoryConfig
+from tests import small
+from tests.unit import method_pieces
+
+DATA = small.dataset(20)
+ASKED = [question.text for question in DATA.questions]
+ANSWERS = AnswerConfig(max_new_tokens=4, batch_size=8)
+
+
+@pytest.mark.parametrize("vector_size", [0, 8])
+@pytest.mark.parametrize(("top_k", "rerank"), [(1, 0), (3, 0), (1, 6), (3, 6)])
+def test_it_answers_as_evaluation_does(top_k: int, rerank: int, vector_size: int) -> None:
+    compressor = small.compressor(vector_size=vector_size).eval().requires_grad_(False)
+    expected = evaluate(
+        compressor, DATA, top_k=(top_k,), rerank=rerank, given=False, batch_size=8, max_new_tokens=4
+    )
+    method = KvMemory(compressor, KvMemoryConfig(top_k=top_k, rerank=rerank), ANSWERS)
+    result = run_stream(method, DATA, window=64)
+    assert result.scores.predictions == expected.found[top_k].predictions
+    assert result.recall == {k: expected.recall[k] for k in (1, 5)}
+    assert result.costs.bytes_stored >= expected.bytes_per_memory
+
+
+def test_the_whole_bank_is_read_where_nothing_is_selected() -> None:
+    compressor = small.compressor().eval().requires_grad_(False)
+    method = KvMemory(compressor, KvMemoryConfig(top_k=0), ANSWERS)
+    method.learn(DATA.documents)
+    replies = method.answer(ASKED[:3])
+    assert {reply.memory_tokens for reply in replies} == {20 * 4}
+    many = KvMemory(compressor, KvMemoryConfig(top_k=99), ANSWERS)
+    many.learn(DATA.documents)
+    assert [r.text for r in many.answer(ASKED[:3])] == [r.text for r in replies]
+
+
+def test_a_long_document_is_found_by_any_piece() -> None:
+    compressor = small.compressor(max_piece_tokens=16).eval().requires_grad_(False)
+    method = KvMemory(compressor, KvMemoryConfig(), ANSWERS)
+    method.learn(DATA.documents[:4])
+    method.learn(DATA.documents[4:])
+    for reply in method.answer(ASKED):
+        assert len(set(reply.documents)) == len(reply.documents)
+        assert all(0 <= place < 20 for place in reply.documents)
+
+
+def test_questions_before_documents_and_models_without_a_compressor(tmp_path) -> None:
+    method = KvMemory(small.compressor(), KvMemoryConfig(), ANSWERS)
+    with pytest.raises(InputError, match="at least one document learned before a question"):
+        method.answer(["Who?"])
+    method.learn([])
+    assert method.stored().documents == 0
+    materials = method_pieces.materials(tmp_path, checkpoint=None)
+    with pytest.raises(CheckpointError, match="expected a base model with a shipped compressor"):
+        KvMemory.build(materials, KvMemoryConfig())
+    with pytest.raises(InputError, match="expected rerank of at least 0, got -1"):
+        KvMemoryConfig(rerank=-1)
