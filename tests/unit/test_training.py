@@ -192,7 +192,7 @@ def test_training_learns(model: str, tmp_path: Path) -> None:
     first, *_, last = lines(tmp_path)
     assert last["answer"] < 0.9 * first["answer"]
     assert last["reconstruction"] < first["reconstruction"]
-    assert last["matching"] < 0.5 * first["matching"]
+    assert last["matching"] < 0.7 * first["matching"]
     assert last["found_in_batch"] > first["found_in_batch"]
 
 
