@@ -6,7 +6,9 @@ import csv
 import gzip
 import io
 import json
+import re
 import runpy
+import shlex
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from unittest import mock
 import pytest
 
 from cmt.datasets.qa import QADataset
+from cmt.methods import ABLATIONS, METHODS
 from tests import small, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -165,3 +168,23 @@ def test_what_is_missing_is_told(folder: Path, tmp_path: Path) -> None:
     assert "not measured: kv_memory" in row.stderr
     report = run("report.py", "--results", tmp_path, "--out", tmp_path / "x.md")
     assert "found none" in report.stderr
+
+
+def test_documented_commands_are_understood() -> None:
+    with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
+        parse = runpy.run_path(str(ROOT / "benchmarks" / "stream_options.py"))["options"]
+    text = (ROOT / "docs" / "benchmark.md").read_text()
+    commands = re.findall(r"^python benchmarks/stream\.py (.*)$", text, flags=re.MULTILINE)
+    commands += re.findall(r"`(--method [^`]*)`", text)
+    assert len(commands) > 10
+    rows = [*METHODS, *ABLATIONS]
+    named: set[str] = set()
+    for command in commands:
+        words = shlex.split(command.replace("$D", "--data DATA --device cuda"), comments=True)
+        with mock.patch.object(sys, "argv", ["stream.py", *words]):
+            options = parse(None, rows)
+        named |= set(options.method) | (set(ABLATIONS) if options.ablations else set())
+        for setting in (*options.set, *options.sweep):
+            config = METHODS[options.method[0]].config
+            assert hasattr(config, setting.partition("=")[0])
+    assert named == set(rows)  # every row has its command
