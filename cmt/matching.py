@@ -138,7 +138,8 @@ class KeyIndex:
         if not changes.added_ids:
             return
         ids, keys = np.array(changes.added_ids, np.int64), changes.added_keys
-        sound = np.abs(np.linalg.norm(keys, axis=1) - 1.0) <= UNIT_TOLERANCE  # False for NaN
+        with np.errstate(over="ignore", invalid="ignore"):  # of damaged keys
+            sound = np.abs(np.linalg.norm(keys, axis=1) - 1.0) <= UNIT_TOLERANCE  # False for NaN
         for memory_id in ids[~sound]:
             _logger.warning(
                 "the key of memory %d is damaged, it can't be matched: Bank.verify() names its "

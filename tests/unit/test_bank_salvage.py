@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import random
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from cmt import transfer
 from cmt.bank import Bank, Problem
-from cmt.errors import BankError, UnknownIdError
+from cmt.errors import BankError, CorruptRecordError, UnknownIdError
 from cmt.matching import KeyIndex
 from cmt.records import Document
 from cmt.selection import select
@@ -75,6 +76,17 @@ def test_broken_pages_of_the_memories_are_searched_past(closed, caplog):
             index.refresh()
         assert "can't be read, it can't be matched" in caplog.text or len(index) == 30
         assert any("memories" in str(problem) for problem in bank.verify())
+
+
+@pytest.mark.parametrize("layout", ["no json", "[1]", '[1, 2, 3, "x"]', "7"])
+def test_a_damaged_layout_is_named(closed, layout):
+    outside = sqlite3.connect(closed)
+    outside.execute("UPDATE bank SET layout = ?", (layout,))
+    outside.commit()
+    outside.close()
+    with Bank.open(closed, FINGERPRINT) as bank:
+        with pytest.raises(CorruptRecordError, match="expected the sizes of the bank's memories"):
+            bank.key_changes(0)
 
 
 def look_everywhere(path: Path) -> None:

@@ -46,6 +46,12 @@ def test_what_is_no_date_has_no_span(text):
         dates.checked_span(text, "as_of")
 
 
+@pytest.mark.parametrize("value", [None, 2026, b"2026", 1.5])
+def test_a_damaged_date_is_none(value):
+    assert dates.span(value) is None
+    assert dates.ends(value) == float("inf")
+
+
 def test_what_is_no_text_is_no_date_either():
     with pytest.raises(InputError, match=r"expected since as in .* got 2026"):
         dates.checked_span(2026, "since")
