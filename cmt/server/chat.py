@@ -167,6 +167,7 @@ class _Answer:
         share = done.attention
         return MemoryUse(
             sources=self._sources,
+            older=[SourceOut.of(match) for match in done.answer.older],
             memory_tokens=done.answer.memory_tokens,
             seconds=done.answer.seconds,
             abstained=done.answer.abstained,

@@ -103,9 +103,13 @@ class Attention(BaseModel):
 
 
 class MemoryUse(BaseModel):
-    """Which memories were read, best first, and the places they took in the model's cache."""
+    """Which memories were read, best first, and the places they took in the model's cache.
+
+    `older`: memories that matched as well and gave way to later ones on their subject.
+    """
 
     sources: list[SourceOut]
+    older: list[SourceOut] = []
     memory_tokens: int | None = None
     seconds: float | None = None
     abstained: bool = False

@@ -127,7 +127,8 @@ class SourceOut(BaseModel):
     """A memory that was read for an answer, or found for a query.
 
     `score` is the cosine of question and memory, `weight` its share in the prefix,
-    `log_likelihood` how likely the frozen model finds the question after it.
+    `log_likelihood` how likely the frozen model finds the question after it, `late_score` what
+    late interaction added to the scaled score (0 without).
     """
 
     memory_id: int
@@ -140,6 +141,7 @@ class SourceOut(BaseModel):
     score: float
     weight: float
     log_likelihood: float | None
+    late_score: float
     namespace: str
     excerpt: str
 

@@ -1,9 +1,12 @@
 """OpenAI's own client against a running server."""
 
+from dataclasses import replace
+
 import openai
 import pytest
 
 from cmt.generation import Sampling
+from cmt.memory import Memory
 from tests import small
 from tests.server.running import open_memory, serving
 
@@ -78,6 +81,18 @@ def test_without_memory_a_chat_model_is_asked_by_its_template(tmp_path):
             completion = asked(oai, extra_body={"memory": False})
     assert completion.usage.prompt_tokens == expected.prompt_tokens
     assert completion.choices[0].message.content == expected.text
+
+
+def test_memories_that_gave_way_to_later_ones_are_told(oai, monkeypatch):
+    steps = Memory.steps
+
+    def with_older(self, questions, **options):
+        reading, tokens = steps(self, questions, **options)
+        return replace(reading, older=[reading.matches[0]]), tokens
+
+    monkeypatch.setattr(Memory, "steps", with_older)
+    told = asked(oai).cmt
+    assert told["older"] == told["sources"]
 
 
 def test_length_is_bounded_by_the_client_and_by_the_service(oai):
