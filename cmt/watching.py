@@ -87,7 +87,9 @@ class Watch:
         report = self._memory.add(self._documents(changed, hashes, ids, broken), **self._options)
         stale = self._stale(files, unlisted, hashes, ids, broken)
         for document_id in stale:
-            self._memory.forget(document_id, namespace=self._namespace)
+            self._memory.bank.delete(document_id, namespace=self._namespace)
+        if stale:
+            self._memory.bank.wipe_log()
         self._seen = dict(files)
         return Round(
             added=report.added,
