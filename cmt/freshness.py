@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SAME_SUBJECT = 0.85
+SAME_SUBJECT = 0.7
 """Least cosine of two memories' keys."""
-CLOSE = 1.6
+CLOSE = 4.0
 """Most that the earlier one's logit (of matching, see `reranking.py`) may be higher by."""
 LATER = 24 * 3600.0
 """Seconds; documents loaded one after the other on one day are not each other's successors."""
