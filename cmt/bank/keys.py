@@ -51,12 +51,14 @@ def read_key_changes(sqlite: sqlite3.Connection, cursor: int, limit: int | None)
         fields.append(_fields(own))
     complete = limit is None or seen < limit
     upto = last if complete else upto
-    known = upto if cursor > 0 else 0  # from the start, nothing was known to be removed or changed
-    removed = sqlite.execute(
-        "SELECT memory_id FROM removals WHERE change > ? AND change <= ? ORDER BY change",
-        (cursor, known),
-    ).fetchall()
-    changed = sqlite.execute(_TOUCHED, (cursor, known)).fetchall()
+    removed: list[Row] = []
+    changed: list[Row] = []
+    if 0 < cursor < upto:  # from the start, nothing was known to be removed or changed
+        removed = sqlite.execute(
+            "SELECT memory_id FROM removals WHERE change > ? AND change <= ? ORDER BY change",
+            (cursor, upto),
+        ).fetchall()
+        changed = sqlite.execute(_TOUCHED, (cursor, upto)).fetchall()
     return KeyChanges(
         cursor=upto,
         added_ids=ids,
