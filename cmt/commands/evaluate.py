@@ -35,7 +35,7 @@ def _numbers(ctx: click.Context, option: click.Parameter, value: str) -> tuple[i
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--bank-size", type=click.IntRange(min=1), help="Learn only the first N documents.")
 @click.option("--top-k", callback=_numbers, default="1", show_default=True, help="E.g. 1,3.")
-@click.option("--rerank", type=click.IntRange(min=0), default=10, show_default=True,
+@click.option("--rerank", type=click.IntRange(min=0), default=4, show_default=True,
               help="How many memories are re-ranked; 0: none.")  # fmt: skip
 @click.option(
     "--sample", type=click.IntRange(min=1), help="Ask N random questions (always the same)."

@@ -42,8 +42,8 @@ top_k_option = click.option(
 rerank_option = click.option(
     "--rerank",
     type=click.IntRange(min=0),
-    help="How many memories are found by key and re-ranked by how likely they make the "
-    "question; 0: none.  [default: the library's, 10]",
+    help="How many of the memories found are re-ranked by how likely they make the "
+    "question; 0: none.  [default: the library's, 4]",
 )
 min_score_option = click.option(
     "--min-score",
