@@ -7,6 +7,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from cmt.generation import GREEDY
+from cmt.memory import DEFAULT_RERANK, DEFAULT_TOP_K
+from cmt.server import Settings
 from tests.server.running import serving
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "service.md").read_text(encoding="utf-8")
@@ -56,9 +59,10 @@ def test_the_openai_snippet_runs(address, capsys):
 
 
 def test_the_bounds_told_are_the_settings():
-    from cmt.server import Settings
-
     told = Settings()
+    assert f"| `top_k` | {DEFAULT_TOP_K} | memories read, at most {told.max_memories} |" in GUIDE
+    assert f"| `rerank` | {DEFAULT_RERANK} |" in GUIDE
+    assert f"({GREEDY.max_new_tokens} unless given, at most {told.max_new_tokens})" in GUIDE
     assert f"{told.max_body_bytes // 1_000_000} MB a request" in GUIDE
     assert f"{told.max_documents:,} documents of {told.max_document_chars:,} characters" in GUIDE
     assert f"questions of {told.max_question_chars:,}" in GUIDE
