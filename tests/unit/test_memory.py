@@ -333,9 +333,9 @@ def test_an_answer_carries_its_sources(learned):
     assert answer.seconds > 0
 
 
-def test_one_memory_of_ten_candidates_is_read_by_default(learned):
+def test_one_memory_of_four_candidates_is_read_by_default(learned):
     (match,) = learned.ask("Who built it?", sampling=SHORT).matches
-    assert (memory.DEFAULT_TOP_K, memory.DEFAULT_RERANK) == (1, 10)
+    assert (memory.DEFAULT_TOP_K, memory.DEFAULT_RERANK) == (1, 4)
     assert match.weight == 1.0
     assert match.log_likelihood is not None
 
