@@ -6,6 +6,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ def _fields(row: Sequence[Any]) -> Fields:
     """What a row's columns `_FIELDS` say; a memory whose document is damaged is selected never."""
     number, namespace, labels, date, added_at, superseded_at, expires_at = row
     try:
-        tags = tuple(json.loads(labels)) if labels != "[]" else ()
+        tags = _tags(labels)
         hash((number, namespace, tags))
     except (TypeError, ValueError):  # no JSON list of texts
         number = None
@@ -130,6 +131,12 @@ def _fields(row: Sequence[Any]) -> Fields:
         superseded=ends(superseded_at),
         expires=ends(expires_at),
     )
+
+
+@lru_cache(maxsize=1 << 14)
+def _tags(labels: str) -> tuple[str, ...]:
+    """A document's tags, from their JSON; many documents have the same."""
+    return tuple(json.loads(labels))
 
 
 def _matrix(keys: list[bytes]) -> np.ndarray:
