@@ -28,6 +28,7 @@ def make_piece(
     start: int = 0,
     end: int | None = None,
     tokens: int = 5,
+    vectors: torch.Tensor | None = None,
 ) -> EncodedPiece:
     """A piece that covers the whole text unless offsets say otherwise."""
     generator = torch.Generator().manual_seed(seed)
@@ -37,7 +38,13 @@ def make_piece(
         tokens=tokens,
         key=make_key(seed) if key is None else key,
         memory=torch.randn(shape, generator=generator).to(dtype),
+        vectors=vectors,
     )
+
+
+def make_vectors(seed: int, tokens: int = 3, size: int = 6) -> torch.Tensor:
+    """Random vectors for late interaction, bfloat16, shape (tokens, size)."""
+    return torch.randn(tokens, size, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
 def make_entry(text: str, seed: int = 0, **fields: object) -> tuple[Document, list[EncodedPiece]]:
