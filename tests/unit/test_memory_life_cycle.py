@@ -35,7 +35,7 @@ def mayor(name: str, date: str, **fields: object) -> Document:
 
 
 def sources(memory: Memory, **options: object) -> list[str]:
-    found = memory.search(QUESTION, top_k=20, rerank=0, **options)
+    found = memory.search(QUESTION, top_k=20, rerank=0, prefer_later=False, **options)
     return sorted(match.excerpt.split()[0] for match in found)
 
 
