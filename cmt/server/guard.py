@@ -58,15 +58,14 @@ class Guard:
                 await response(error)(scope, receive, noting)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(scope["method"], route, str(status)).inc()
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._metrics.requests.labels(method, route, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(time.perf_counter() - began)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        if self._settings.token is not None:
-            if scope["path"] not in OPEN_PATHS:
-                _check_token(headers, self._settings.token)
-        else:
+        token = self._settings.token
+        if token is None:
             _check_local(headers)
         client = scope.get("client")
         if scope["path"] != "/healthz" and (wait := self._rates.wait(client[0] if client else "")):
@@ -77,12 +76,16 @@ class Guard:
                 "got more",
                 retry_after=max(1, round(wait)),
             )
+        if token is not None and scope["path"] not in OPEN_PATHS:
+            _check_token(headers, token)  # after the rate, so that guesses are bounded too
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._settings.max_body_bytes:
             most = self._settings.max_body_bytes
             raise ServiceError(413, "too_large", f"expected at most {most} bytes, got {length}")
 
 
+# Others are counted as one: a label of a client's choice for each would fill the memory.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),

@@ -112,6 +112,21 @@ def test_who_asks_too_often_must_wait(memory):
         assert client.get("/healthz").status_code == 200
 
 
+def test_guesses_at_the_token_must_wait_too(memory):
+    limits = {"token": TOKEN, "requests_per_second": 0.01, "burst": 3}
+    with serving(memory, **limits) as address, httpx2.Client(base_url=address) as client:
+        wrong = {"authorization": "Bearer a-guess-at-the-token"}
+        answers = [client.get("/v1/models", headers=wrong) for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [401, 401, 401, 429, 429]
+
+
+def test_methods_of_a_clients_choice_are_counted_as_one(client):
+    for method in ("BREW", "WHEN"):
+        assert client.request(method, "/v1/models").status_code == 405
+    text = client.get("/metrics").text
+    assert 'method="other"' in text and "BREW" not in text and "WHEN" not in text
+
+
 def test_the_longest_unseen_client_is_forgotten(monkeypatch):
     monkeypatch.setattr("cmt.server.guard._MOST_CLIENTS", 2)
     rates = _Rates(0.001, 1)
