@@ -18,6 +18,7 @@ from cmt.records import Document, EncodedPiece
 from cmt.selection import check_label, check_tags
 
 UNIT_TOLERANCE = 0.01  # how far a key's length may be from 1
+DEEPEST_METADATA = 64  # objects and lists in each other; few JSON libraries take hundreds
 
 
 class Layout(NamedTuple):
@@ -164,16 +165,36 @@ def _metadata_json(document: Document) -> str:
         raise DocumentError(f"{name}: expected metadata to be a mapping, got {document.metadata!r}")
     metadata: dict[str, Any] = dict(document.metadata)
     try:
+        json.dumps(metadata, ensure_ascii=False).encode()  # whoever reads it must be able to
         encoded = json.dumps(metadata, allow_nan=False)
         decoded = json.loads(encoded)
     except (TypeError, ValueError, RecursionError) as error:
         raise DocumentError(f"{name}: metadata can't be written as JSON ({error})") from error
+    if _deeper_than(DEEPEST_METADATA, decoded):
+        raise DocumentError(
+            f"{name}: expected metadata with at most {DEEPEST_METADATA} objects and lists in each "
+            "other, got more"
+        )
     if decoded != metadata:
         raise DocumentError(
             f"{name}: metadata would come back from JSON as {decoded!r}, not as {metadata!r}: "
             "use str as keys and lists instead of tuples"
         )
     return encoded
+
+
+def _deeper_than(most: int, value: object) -> bool:
+    level = [value]
+    for _ in range(most):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list | tuple)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return any(isinstance(one, dict | list | tuple) for one in level)
 
 
 def _memory_entry(

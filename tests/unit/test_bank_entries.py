@@ -22,6 +22,13 @@ def one_wrong_number(number: float, dtype: torch.dtype) -> torch.Tensor:
     return memory
 
 
+def nested(depth: int) -> list:
+    made: list = []
+    for _ in range(depth - 1):
+        made = [made]
+    return made
+
+
 TEXT = "hello"
 NAN_KEY = make_key(0) * torch.tensor([float("nan")] + [1.0] * 7)
 INF_MEMORY = torch.full((2, 2, 1, 3, 4), float("inf"), dtype=torch.bfloat16)
@@ -106,6 +113,8 @@ def test_a_new_text_needs_pieces(bank, known_text):
         (Document(text="x", metadata={"a": float("nan")}), "metadata can't be written as JSON"),
         (Document(text="x", metadata={1: 2}), "use str as keys"),
         (Document(text="x", metadata={"a": (1,)}), "lists instead of tuples"),
+        (Document(text="x", metadata={"a": "\ud800"}), "metadata can't be written as JSON"),
+        (Document(text="x", metadata={"a": nested(64)}), "at most 64 objects and lists"),
     ],
 )
 def test_a_document_that_cannot_be_stored_is_refused(bank, document, message):
@@ -114,6 +123,12 @@ def test_a_document_that_cannot_be_stored_is_refused(bank, document, message):
     with pytest.raises(DocumentError, match=message):
         bank.status_of(document)
     assert bank.count() == Counts(0, 0)
+
+
+def test_metadata_may_be_nested_to_a_depth(bank):
+    document = Document(text="x", id="deep", metadata={"a": nested(63)})
+    bank.add([(document, [make_piece("x")])])
+    assert bank.get("deep").metadata == document.metadata
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
