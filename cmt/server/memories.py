@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -29,13 +30,14 @@ from cmt.server.responses import (
     SearchResponse,
     SourceOut,
 )
-from cmt.server.schemas import AddRequest, Name, PatchRequest, SearchRequest
+from cmt.server.schemas import LONGEST_ID, AddRequest, Name, PatchRequest, SearchRequest
 from cmt.server.service import Current, Service, unless_left
 
 router = APIRouter(prefix="/v1/memories", tags=["Memories"])
-Id = Annotated[str, Path(min_length=1, max_length=512)]
+Id = Annotated[str, Path(min_length=1, max_length=LONGEST_ID)]
 Namespace = Annotated[Name, Query()]
 Kind = Literal["txt", "md", "markdown", "html", "htm", "pdf", "jsonl", "ndjson", "csv", "tsv"]
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
@@ -53,7 +55,7 @@ async def add(
         message = f"expected at most {most} documents, got {len(asked.documents)}"
         raise ServiceError(413, "too_large", message, param="documents")
     documents = [document.document() for document in asked.documents]
-    return await _learn(service, request, _sized(service, documents), stream=asked.stream)
+    return await _learn(service, request, _fitting(service, documents), stream=asked.stream)
 
 
 @router.post(
@@ -79,7 +81,7 @@ async def add_file(
 ) -> AddResponse | StreamingResponse:
     """Learn a file: its bytes are the request's body."""
     data = await request.body()
-    documents = _sized(service, _documents(data, kind, name))
+    documents = _fitting(service, _documents(data, kind, name))
     return await _learn(service, request, documents, stream=stream)
 
 
@@ -149,7 +151,7 @@ async def patch(
         stored = service.memory.get(document_id, namespace=namespace)
         yield replace(changed_document(stored, asked.changes()), supersede=asked.supersede)
 
-    documents = _sized(service, changed())
+    documents = _fitting(service, changed())
     report = await unless_left(request, last(service.learning.learn(documents)))
     if report.failed:
         raise ServiceError(400, "invalid_value", public(report.failed[0].reason, service.secrets))
@@ -212,16 +214,33 @@ def _documents(data: bytes, kind: str, name: str) -> Iterator[Document | Failure
             yield replace(record, source=source, title=record.title or name)
 
 
-def _sized(
+def _fitting(
     service: Service, documents: Iterable[Document | Failure]
 ) -> Iterator[Document | Failure]:
-    """The documents, those with too long a text as failures."""
+    """The documents; those with too long a text, or an id that no URL can name, as failures."""
     most = service.settings.max_document_chars
     for position, document in enumerate(documents, start=1):
-        if isinstance(document, Document) and len(document.text) > most:
-            yield Failure(
-                document=str(document.id or document.source or f"document {position}"),
-                reason=f"expected a text of at most {most} characters, got {len(document.text)}",
-            )
-        else:
+        reason = None if isinstance(document, Failure) else _misfit(document, most)
+        if isinstance(document, Failure) or reason is None:
             yield document
+        else:
+            name = str(document.id or document.source or f"document {position}")
+            yield Failure(document=name[:LONGEST_ID], reason=reason)
+
+
+def _misfit(document: Document, most: int) -> str | None:
+    """Why a document can't be taken.
+
+    Clients resolve "." and ".." in a URL: forgetting "a/../b" would forget "b".
+    """
+    if len(document.text) > most:
+        return f"expected a text of at most {most} characters, got {len(document.text)}"
+    if document.id is not None:
+        if len(document.id) > LONGEST_ID:
+            return f"expected an id of at most {LONGEST_ID} characters, got {len(document.id)}"
+        if _CONTROL.search(document.id) or not {".", ".."}.isdisjoint(document.id.split("/")):
+            return (
+                "expected an id that a URL can name, without control characters and '.' or '..' "
+                f"between slashes, got {document.id!r}"
+            )
+    return None

@@ -14,6 +14,9 @@ from cmt.learning import DocumentChanges
 from cmt.records import DEFAULT_NAMESPACE, Document
 
 
+LONGEST_ID = 512  # characters
+
+
 def _finite(value: Any) -> Any:
     """JSON has no NaN, but Python's parser takes it, and could not send it back."""
     stack = [value]
@@ -30,7 +33,7 @@ def _finite(value: Any) -> Any:
 
 Metadata = Annotated[dict[str, JsonValue], BeforeValidator(_finite)]
 DocumentId = Annotated[
-    str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f]$")
+    str, Field(min_length=1, max_length=LONGEST_ID, pattern=r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f]$")
 ]
 
 

@@ -61,6 +61,16 @@ def test_an_id_may_look_like_a_path(client):
     assert client.delete(path).json()["id"] == name
 
 
+@pytest.mark.parametrize("name", [".", "..", "notes/../arbon", "./a", "a/.", "x" * 513, "a\nb"])
+def test_an_id_that_no_url_can_name_is_refused(client, memory, name):
+    line = json.dumps({"text": "One.", "id": name}).encode()
+    report = client.post("/v1/memories/file", params={"kind": "jsonl"}, content=line).json()
+    assert "expected an id" in report["failed"][0]["reason"]
+    answer = client.post("/v1/memories", json={"documents": [{**TOWER, "id": name}]})
+    assert answer.status_code == 400 or answer.json()["failed"]
+    assert memory.count().documents == 3
+
+
 def test_one_that_fails_does_not_stop_the_others(client, memory):
     documents = [{"text": "Sound."}, {"text": "Wrong.", "expires_at": "tomorrow"}, TOWER]
     report = client.post("/v1/memories", json={"documents": documents}).json()
