@@ -29,13 +29,14 @@ from transformers.utils import logging as transformers_logging
 from cmt.base_model import BaseModel
 from cmt.errors import CMTError
 from cmt.evaluation.choosing import trials
-from cmt.evaluation.forgetting import knowledge
+from cmt.evaluation.forgetting import Knowledge, knowledge
 from cmt.evaluation.results import ResultStore, code_commit, shown, stamp, without_predictions
 from cmt.evaluation.stream import retention, robustness, run_stream, sampled
 from cmt.methods import ABLATIONS, METHODS, Materials, Method, Row
 from cmt.methods.answering import AnswerConfig
 from cmt.methods.few_shot import solved_examples
 from cmt.methods.salient_spans import save_spans
+from cmt.records import Document
 from cmt.training import TrainingConfig
 
 ROWS = {**METHODS, **ABLATIONS}
@@ -63,6 +64,8 @@ class Run:
             self.sizes.questions,
             self.sizes.validation_documents,
         )
+        self._known: dict[str, Knowledge] = {}
+        self._unrelated: dict[int, list[Document]] = {}
 
     def materials(self) -> Materials:
         """Fresh ones: a method may lay adapters over the base model."""
@@ -81,6 +84,27 @@ class Run:
             answers=AnswerConfig(batch_size=options.batch_size),
             recipe=self.recipe(),
         )
+
+    def known(self, reader: BaseModel, digest: str) -> Knowledge:
+        """What a reader of these weights knows by itself: the same weights, the same figures."""
+        if digest not in self._known:
+            self._known[digest] = knowledge(
+                reader,
+                stream_data.plain_text(self.options.data),
+                stream_data.unrelated_questions(self.options.data, self.sizes.unrelated_questions),
+                solved_examples(self.data.training, 3),
+                AnswerConfig(batch_size=self.options.batch_size),
+                most_tokens=self.sizes.text_tokens,
+            )
+        return self._known[digest]
+
+    def unrelated(self, how_many: int) -> list[Document]:
+        """Documents to mix in; read once."""
+        if how_many not in self._unrelated:
+            self._unrelated[how_many] = stream_data.unrelated_documents(
+                self.options.data, how_many, self.data.stream
+            )
+        return self._unrelated[how_many]
 
     def code(self) -> str:
         """The commit; of changed or unknown code this very run, so that it trains its own."""
@@ -171,6 +195,7 @@ def built(row: Row, materials: Materials, config: Any) -> Method:
     gc.collect()
     if materials.base.device.type == "cuda":
         torch.cuda.empty_cache()
+    torch.manual_seed(materials.seed)  # what begins at random begins alike in any order of rows
     return row.build(materials, config)
 
 
@@ -208,9 +233,7 @@ def measure_row(run: Run, name: str) -> None:
         settings = run.settings(config, shares=list(shares), asked=len(few.questions))
         run.cached(
             name, "robustness", settings,
-            lambda: robustness(
-                method(), few, stream_data.unrelated_documents(options.data, most, data), shares
-            ),
+            lambda: robustness(method(), few, run.unrelated(most), shares),
         )  # fmt: skip
 
 
@@ -218,31 +241,22 @@ def whole(run: Run, method: Method, forgetting: bool) -> dict[str, Any]:
     """The stream, and what the reader knew before and after."""
     result = {}
     method.reset()
-    digest = method.reader.digest()
-
-    def known() -> Any:
-        return knowledge(
-            method.reader,
-            stream_data.plain_text(run.options.data),
-            stream_data.unrelated_questions(run.options.data, run.sizes.unrelated_questions),
-            solved_examples(run.data.training, 3),
-            AnswerConfig(batch_size=run.options.batch_size),
-            most_tokens=run.sizes.text_tokens,
-        )
-
+    before = method.reader.digest()
     if forgetting:
-        result["knowledge_before"] = known()
+        result["knowledge_before"] = run.known(method.reader, before)
     result |= asdict(run_stream(method, run.data.stream))
-    unchanged = method.reader.digest() == digest
-    if forgetting:  # the same weights give the same figures
-        result["knowledge_after"] = result["knowledge_before"] if unchanged else known()
-    return {**result, "reader_unchanged": unchanged}
+    after = method.reader.digest()
+    if forgetting:
+        result["knowledge_after"] = run.known(method.reader, after)
+    return {**result, "reader_unchanged": before == after}
 
 
 def main() -> None:
     """Measure the rows that were asked for; a row that can't be is told, the others go on."""
     chosen = options(__doc__, list(ROWS))
     transformers_logging.disable_progress_bar()
+    # cuDNN's attention builds a plan for each new shape, and every generated token is one
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if chosen.list:
         print("\n".join(f"{name:<28} {row.title}" for name, row in ROWS.items()))
         return

@@ -116,7 +116,8 @@ class FineTuning:
         device = self.reader.device
         for place in range(0, len(tokenised), size):
             batch = tokenised[place : place + size]
-            weights_T = self._weigh(batch).detach()
+            with torch.no_grad():
+                weights_T = self._weigh(batch)
             if not bool(weights_T.any()):  # nothing in them counts
                 continue
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cmt.aggregation import Prefix, aggregate_resident, matching_weights
-from cmt.checkpoint import from_pretrained
+from cmt.checkpoint import CONFIG, from_pretrained, save_pretrained
 from cmt.compressor import Compressor
 from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
@@ -30,6 +30,7 @@ from cmt.training import train
 
 FOUND = 5  # documents told for R@5
 MOST_PLACES = 65_536  # memory tokens that a batch of questions reads together
+MOST_RERANKED = 1024  # readings of a question in one pass; each has logits of the vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,8 +114,9 @@ class KvMemory:
         size = self._answers.batch_size
         scores_QD = match_scores(self._compressor, bank, prompts, config.shortlist, size)
         if config.rerank > 1:
+            at_once = max(1, min(size, MOST_RERANKED // config.rerank))
             scores_QD = rerank_scores(
-                self._compressor, bank, prompts, scores_QD, config.rerank, size
+                self._compressor, bank, prompts, scores_QD, config.rerank, at_once
             )
         M = min(config.top_k or len(bank.keys), len(bank.keys))
         best = scores_QD.topk(max(M, min(2 * FOUND, len(bank.keys))), dim=1)
@@ -158,6 +160,10 @@ class TrainedKvMemory(KvMemory):
     def build(cls, materials: Materials, config: KvMemoryConfig) -> TrainedKvMemory:
         """Train as `materials.recipe` says, for as long as the benchmark allows, or load.
 
+        What was trained is saved as a checkpoint and loaded again, over the materials' own base
+        model: it answers as a shipped one does, rounded to bfloat16, and not through layers that
+        training compiled, which would compile anew for each layer's cache.
+
         Raises:
             ModelError: The base model can't be loaded by its name a second time.
         """
@@ -176,10 +182,15 @@ class TrainedKvMemory(KvMemory):
             objectives=replace(recipe.objectives, **changes),
         )
         folder = materials.state_folder("kv_memory", run)
-        resume = (folder / "state").exists()
-        compressor = train(run, materials.training, folder, resume=resume)
-        compressor.eval().requires_grad_(False)
-        return cls(compressor, config, materials.answers)
+        checkpoint = folder / "checkpoint"
+        if not (checkpoint / CONFIG).exists():
+            resume = (folder / "state").exists()
+            made = train(run, materials.training, folder, resume=resume)
+            fresh = folder / "checkpoint.new"  # renamed when whole: an interrupted one is no end
+            save_pretrained(made, fresh)
+            fresh.rename(checkpoint)
+            del made
+        return cls(from_pretrained(materials.base, checkpoint), config, materials.answers)
 
 
 def _joined(bank: ResidentBank, fresh: ResidentBank) -> ResidentBank:

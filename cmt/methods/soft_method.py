@@ -6,9 +6,10 @@ a question.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from cmt.methods.soft_memory import READING_START, SoftMemory, pooled
 from cmt.records import Document
 
 FOUND = 5  # documents told for R@5
+MOST_STATES = 2_000_000  # K tokens a question and group, each W wide, while a bank is aggregated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +133,7 @@ class SoftMethod:
             texts = generated(
                 self.reader,
                 prompts,
-                self._answers,
+                replace(self._answers, batch_size=self._at_once(len(bank_DKW))),
                 prefix_of=prefix_of,
                 start=READING_START,
             )
@@ -165,6 +167,13 @@ class SoftMethod:
     def reading(self) -> AbstractContextManager[None]:
         """How the reader reads: here as the frozen model it is."""
         return nullcontext()
+
+    def _at_once(self, bank: int) -> int:
+        """Questions answered together: with the hierarchy each has states in every group."""
+        size, groups = self._answers.batch_size, 1
+        if self._config.group and not self._config.top_k:
+            groups = math.ceil(bank / self._config.group)
+        return max(1, min(size, MOST_STATES // (groups * self._config.memory_tokens)))
 
     def _prefix(self, queries_QKW: Tensor, bank_DKW: Tensor, chosen_QM: Tensor | None) -> Prefix:
         """KV* = π(ψ(Θ(q), {Mⁱ})) as generation takes it."""

@@ -7,8 +7,9 @@ import pytest
 from cmt.errors import CheckpointError, InputError
 from cmt.evaluation.qa import evaluate
 from cmt.evaluation.stream import run_stream
+from cmt.methods import kv_memory
 from cmt.methods.answering import AnswerConfig
-from cmt.methods.kv_memory import KvMemory, KvMemoryConfig
+from cmt.methods.kv_memory import KvMemory, KvMemoryConfig, TrainedKvMemory
 from tests import small
 from tests.unit import method_pieces
 
@@ -50,6 +51,25 @@ def test_a_long_document_is_found_by_any_piece() -> None:
     for reply in method.answer(ASKED):
         assert len(set(reply.documents)) == len(reply.documents)
         assert all(0 <= place < 20 for place in reply.documents)
+
+
+def test_a_trained_one_answers_from_its_checkpoint(tmp_path, monkeypatch) -> None:
+    materials = method_pieces.materials(tmp_path)
+    first = TrainedKvMemory.build(materials, KvMemoryConfig())
+    assert first.reader is materials.base  # not the one whose layers training may have compiled
+    (checkpoint,) = (tmp_path / "states").glob("kv_memory-*/checkpoint")
+    first.learn(DATA.documents)
+    replies = [reply.text for reply in first.answer(ASKED)]
+    # cut short between training and saving: it goes on from the state, which has no step to do
+    checkpoint.rename(checkpoint.with_name("gone"))
+    steps = (checkpoint.parent / "metrics.jsonl").read_text()
+    again = TrainedKvMemory.build(method_pieces.materials(tmp_path), KvMemoryConfig())
+    assert (checkpoint.parent / "metrics.jsonl").read_text() == steps
+    again.learn(DATA.documents)
+    assert [reply.text for reply in again.answer(ASKED)] == replies
+    # and with the checkpoint alone, the state left behind on another machine, nothing is trained
+    monkeypatch.setattr(kv_memory, "train", lambda *_, **__: pytest.fail("trained again"))
+    TrainedKvMemory.build(method_pieces.materials(tmp_path), KvMemoryConfig(top_k=3))
 
 
 def test_questions_before_documents_and_models_without_a_compressor(tmp_path) -> None:

@@ -154,6 +154,34 @@ def test_an_answer_does_not_depend_on_the_batch_it_is_in() -> None:
     assert texts[0] == texts[1]
 
 
+def test_a_hierarchy_bounds_the_questions_aggregated_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cmt.methods import soft_method
+    from cmt.methods.answering import AnswerConfig
+
+    torch.manual_seed(0)
+    dataset = small.dataset(8)
+    asked = [question.text for question in dataset.questions][:6]
+    config = replace(CONFIG, top_k=0, group=2)  # four groups of two memories, four tokens each
+    method = SoftMethod(
+        config.module(tiny.base_model()).eval(), config, AnswerConfig(max_new_tokens=4)
+    )
+    method.learn(dataset.documents)
+    expected = [reply.text for reply in method.answer(asked)]
+    sizes: list[int] = []
+    prefix = SoftMethod._prefix
+
+    def noted(self: SoftMethod, queries: torch.Tensor, *more: torch.Tensor | None) -> object:
+        sizes.append(len(queries))
+        return prefix(self, queries, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SoftMethod, "_prefix", noted)
+    monkeypatch.setattr(soft_method, "MOST_STATES", 4 * 4 * 2)
+    assert [reply.text for reply in method.answer(asked)] == expected
+    assert sizes == [2, 2, 2]
+
+
 def test_pooled_memories_are_unit_vectors() -> None:
     made = pooled(torch.randn(5, 4, 16))
     torch.testing.assert_close(made.norm(dim=1), torch.ones(5))
