@@ -151,9 +151,8 @@ def read_sources(sqlite: sqlite3.Connection, memory_ids: Sequence[int]) -> list[
     sources = []
     for memory_id in memory_ids:
         _check_id(memory_id)
-        place = sqlite.execute(
-            "SELECT document, start_char, end_char FROM memories WHERE memory_id = ?", (memory_id,)
-        ).fetchone()
+        query = "SELECT document, start_char, end_char FROM memories WHERE memory_id = ?"
+        place = _row(sqlite, query, memory_id, None, memory_id)
         if place is None:
             raise _no_memory(memory_id)
         number, start, end = place
@@ -231,6 +230,13 @@ def read_document_rows(
     query = f"{SELECT_DOCUMENT} WHERE {condition} AND number > ? ORDER BY number LIMIT ? OFFSET ?"
     rows = (*values, after, how_many, min(offset, _LARGEST_ID))
     return sqlite.execute(query, rows).fetchall()
+
+
+def count_documents(sqlite: sqlite3.Connection, selection: Selection | None) -> int:
+    """How many versions `read_document_rows` would give in all."""
+    condition, values = _condition(selection)
+    query = f"SELECT count(*) FROM documents WHERE {condition}"  # noqa: S608
+    return int(sqlite.execute(query, values).fetchone()[0])
 
 
 def _condition(selection: Selection | None) -> tuple[str, list[Any]]:

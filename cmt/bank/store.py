@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -268,6 +268,7 @@ class Bank:
         limit: int | None = None,
         offset: int = 0,
         selection: Selection | None = None,
+        on_damage: Callable[[CorruptRecordError], object] | None = None,
     ) -> Iterator[StoredDocument]:
         """The documents in the order they were added, skipping `offset`, at most `limit`.
 
@@ -275,17 +276,23 @@ class Bank:
             limit: Most documents; None: all.
             offset: So many are passed over first.
             selection: Which ones; None: all in force, expired ones included.
+            on_damage: Told of a document that is not as it was written, which is passed over, but
+                counted in `limit`.
 
         Raises:
             InputError: A negative limit or offset.
-            CorruptRecordError: On the way, at a document that is not as it was written.
+            CorruptRecordError: Without `on_damage`, on the way, at a damaged document.
         """
         if offset < 0 or (limit is not None and limit < 0):
             raise InputError(f"expected limit and offset >= 0, got {limit} and {offset}")
-        return self._documents(limit, offset, selection)
+        return self._documents(limit, offset, selection, on_damage)
 
     def _documents(
-        self, limit: int | None, offset: int, selection: Selection | None
+        self,
+        limit: int | None,
+        offset: int,
+        selection: Selection | None,
+        on_damage: Callable[[CorruptRecordError], object] | None,
     ) -> Iterator[StoredDocument]:
         after, left = 0, limit
         while left is None or left > 0:
@@ -294,7 +301,15 @@ class Bank:
                 rows = read.read_document_rows(sqlite, selection, after, how_many, offset)
             if not rows:
                 return
-            yield from map(stored_document, rows)
+            for row in rows:
+                try:
+                    document = stored_document(row)
+                except CorruptRecordError as error:
+                    if on_damage is None:
+                        raise
+                    on_damage(error)
+                else:
+                    yield document
             after, offset = rows[-1][-1], 0
             left = None if left is None else left - len(rows)
 
@@ -316,6 +331,11 @@ class Bank:
                     "(SELECT count(*) FROM memories)"
                 ).fetchone()
             )
+
+    def count_documents(self, selection: Selection | None = None) -> int:
+        """How many documents are selected; None: those in force, expired ones included."""
+        with self._reader.reading() as sqlite:
+            return read.count_documents(sqlite, selection)
 
     def stats(self) -> Stats:
         """How much the bank holds and how large it is; reads every text, not the tensors."""

@@ -5,11 +5,13 @@ Shape legend: N keys, C key size.
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import numpy as np
 
-from cmt.errors import UnknownIdError
+from cmt.bank import MemorySource
+from cmt.errors import CorruptRecordError, UnknownIdError
 from cmt.memory import Memory
 from cmt.server.responses import (
     MapPoint,
@@ -18,6 +20,8 @@ from cmt.server.responses import (
 
 EXCERPT_CHARS = 160
 _ATTEMPTS = 8
+
+_logger = logging.getLogger(__name__)
 
 
 def principal_components(keys_NC: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
@@ -49,12 +53,15 @@ class KeyMap:
         self._drawn = MapResponse(points=[], total=0, explained=(0.0, 0.0))
 
     def draw(self, limit: int) -> MapResponse:
-        """At most so many points, the newest memories; the plane is that of all keys."""
+        """At most so many points, the newest memories; the plane is that of all keys.
+
+        Damaged memories are left out; the log names them.
+        """
         with self._lock:
             for _ in range(_ATTEMPTS):
-                changes = self._bank.key_changes(0)
-                if (changes.cursor, limit) == (self._cursor, self._limit):
+                if self._is_drawn(limit):
                     return self._drawn
+                changes = self._bank.key_changes(0)
                 try:
                     drawn = self._points(changes.added_ids, changes.added_keys, limit)
                 except UnknownIdError:  # forgotten meanwhile
@@ -63,31 +70,61 @@ class KeyMap:
                 break
             return self._drawn
 
+    def _is_drawn(self, limit: int) -> bool:
+        """Whether the bank is as it was drawn; tells without reading its keys."""
+        if self._cursor < 0 or limit != self._limit:
+            return False
+        return self._bank.key_changes(self._cursor, limit=1).cursor == self._cursor
+
     def _points(self, ids: list[int], keys_NC: np.ndarray, limit: int) -> MapResponse:
         if not ids:
             return MapResponse(points=[], total=0, explained=(0.0, 0.0))
         plane_N2, explained = principal_components(keys_NC)
-        documents = {}
         points = []
+        tags: dict[tuple[str, str], tuple[list[str], str]] = {}
         places = range(max(0, len(ids) - limit), len(ids))
-        sources = self._bank.sources([ids[place] for place in places])
-        for place, source in zip(places, sources, strict=True):
+        for place, source in zip(places, self._sources(ids[places.start :]), strict=True):
+            if source is None:
+                continue
             key = (source.document_id, source.namespace)
-            if key not in documents:
-                documents[key] = self._bank.get(source.document_id, namespace=source.namespace)
-            stored = documents[key]
+            try:
+                if key not in tags:
+                    stored = self._bank.get(source.document_id, namespace=source.namespace)
+                    tags[key] = (list(stored.tags), stored.added_at)
+            except CorruptRecordError as error:
+                _warn(ids[place], error)
+                continue
+            own_tags, added_at = tags[key]
             points.append(
                 MapPoint(
                     memory_id=source.memory_id,
                     document_id=source.document_id,
                     title=source.title,
                     date=source.date,
-                    added_at=stored.added_at,
+                    added_at=added_at,
                     namespace=source.namespace,
-                    tags=list(stored.tags),
+                    tags=own_tags,
                     x=round(float(plane_N2[place, 0]), 4),
                     y=round(float(plane_N2[place, 1]), 4),
                     excerpt=source.excerpt[:EXCERPT_CHARS],
                 )
             )
         return MapResponse(points=points, total=len(ids), explained=explained)
+
+    def _sources(self, ids: list[int]) -> list[MemorySource | None]:
+        """Where memories came from, None for damaged ones."""
+        try:
+            return [*self._bank.sources(ids)]
+        except CorruptRecordError:  # which?
+            return [self._source(memory_id) for memory_id in ids]
+
+    def _source(self, memory_id: int) -> MemorySource | None:
+        try:
+            return self._bank.sources([memory_id])[0]
+        except CorruptRecordError as error:
+            _warn(memory_id, error)
+            return None
+
+
+def _warn(memory_id: int, error: CorruptRecordError) -> None:
+    _logger.warning("memory %d is left out of the map: %s", memory_id, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
@@ -12,11 +13,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
-from cmt.errors import UnknownIdError
+from cmt.errors import CorruptRecordError, UnknownIdError
 from cmt.learning import changed_document
 from cmt.memory import DEFAULT_RERANK
 from cmt.readers import READERS, read_stdin
 from cmt.records import DEFAULT_NAMESPACE, AddReport, Document, Failure
+from cmt.selection import select
 from cmt.server.errors import ServiceError, public
 from cmt.server.events import event_stream
 from cmt.server.jobs import Found, Wish
@@ -37,6 +39,7 @@ router = APIRouter(prefix="/v1/memories", tags=["Memories"])
 Id = Annotated[str, Path(min_length=1, max_length=LONGEST_ID)]
 Namespace = Annotated[Name, Query()]
 Kind = Literal["txt", "md", "markdown", "html", "htm", "pdf", "jsonl", "ndjson", "csv", "tsv"]
+_logger = logging.getLogger(__name__)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
@@ -93,18 +96,27 @@ def list_documents(
     namespace: Annotated[Name | None, Query(description="default: all of them")] = None,
     tag: Annotated[list[Name] | None, Query(description="documents that have all of these")] = None,
 ) -> DocumentList:
-    """The documents in force, in the order they were added."""
-    found = service.memory.documents(
-        limit=limit + 1, offset=offset, namespace=namespace, tags=tag or ()
-    )
-    page = [DocumentSummary.of(stored) for stored in found]
+    """The documents in force, in the order they were added; `total` counts those asked for.
+
+    Expired ones are listed too, unless a namespace or tag is given. Damaged ones are passed over;
+    the server's log names them.
+    """
+    bank = service.memory.bank
+    asked = namespace is not None or tag
+    selection = select(namespace=namespace, tags=tag or ()) if asked else None
+    total = bank.count_documents(selection)
+    found = bank.documents(limit=limit, offset=offset, selection=selection, on_damage=_warn)
     return DocumentList(
-        data=page[:limit],
-        total=service.memory.count().documents,
+        data=[DocumentSummary.of(stored) for stored in found],
+        total=total,
         limit=limit,
         offset=offset,
-        has_more=len(page) > limit,
+        has_more=offset + limit < total,
     )
+
+
+def _warn(error: CorruptRecordError) -> None:
+    _logger.warning("a document is left out of a list: %s", error)
 
 
 @router.post("/search")

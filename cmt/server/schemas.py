@@ -13,7 +13,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from cmt.learning import DocumentChanges
 from cmt.records import DEFAULT_NAMESPACE, Document
 
-
 LONGEST_ID = 512  # characters
 
 

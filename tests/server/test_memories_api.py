@@ -1,6 +1,8 @@
 """The bank over HTTP, against a running server."""
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -51,6 +53,33 @@ def test_lists_come_in_pages_and_by_namespace_and_tag(client):
     assert client.get("/v1/memories/selka").status_code == 404
     path = "/v1/memories/selka"
     assert client.get(path, params={"namespace": "towers"}).json()["namespace"] == "towers"
+
+
+def test_the_total_counts_what_is_listed(client):
+    documents = [
+        {"text": "Over.", "id": "over", "expires_at": "2020-01-01"},
+        {"text": "Towers.", "id": "towers", "namespace": "towers", "tags": ["sea"]},
+        {"text": "More.", "id": "more", "namespace": "towers"},
+    ]
+    client.post("/v1/memories", json={"documents": documents})
+    for params in ({}, {"namespace": "towers"}, {"tag": "sea"}, {"namespace": "none"}):
+        listed = ids(client, **params)
+        page = client.get("/v1/memories", params={**params, "limit": 1}).json()
+        assert (page["total"], page["has_more"]) == (len(listed), len(listed) > 1), params
+
+
+def test_a_damaged_document_hides_no_other(client, memory):
+    assert client.get("/v1/map").json()["total"] == 3
+    client.post("/v1/memories", json={"documents": [TOWER]})
+    with closing(sqlite3.connect(memory.bank.path)) as other, other:
+        other.execute("UPDATE documents SET title = 'x' WHERE id = 'rivers'")
+    assert ids(client) == ["arbon", "mirna", "selka"]
+    drawn = {point["document_id"] for point in client.get("/v1/map").json()["points"]}
+    assert drawn == {"arbon", "mirna", "selka"}
+    found = client.post("/v1/memories/search", json={"query": "Who?", "top_k": 9}).json()["data"]
+    assert {source["document_id"] for source in found} == {"arbon", "mirna", "selka"}
+    assert client.delete("/v1/memories/rivers").json()["deleted"] is True
+    assert client.get("/v1/memories").json()["total"] == 3
 
 
 def test_an_id_may_look_like_a_path(client):
