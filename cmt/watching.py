@@ -20,6 +20,7 @@ from cmt.errors import InputError
 from cmt.learning import AddOptions
 from cmt.memory import Memory
 from cmt.readers import list_files, read_path
+from cmt.readers.files import MANY
 from cmt.records import DEFAULT_NAMESPACE, Document, Failure
 
 _UNSETTLED = 2.0  # seconds; a file changed so lately may change again within its time stamp
@@ -90,13 +91,28 @@ class Watch:
             self._memory.bank.delete(document_id, namespace=self._namespace)
         if stale:
             self._memory.bank.wipe_log()
+        added = (*report.added, *self._learn_again(files, stale))
         self._seen = dict(files)
         return Round(
-            added=report.added,
+            added=added,
             updated=report.updated,
             forgotten=tuple(stale),
             failed=(*unlisted, *report.failed),
         )
+
+    def _learn_again(
+        self, files: dict[str, tuple[int, int] | None], stale: Sequence[str]
+    ) -> tuple[str, ...]:
+        """What was forgotten with one file and stands in another too, as a line without id does.
+
+        The bank holds such a text once, as the file's that brought it first.
+        """
+        if not stale:
+            return ()
+        many = [file for file in files if Path(file).suffix.removeprefix(".").lower() in MANY]
+        records = self._documents(many, {}, {}, set())
+        lines = (one for one in records if isinstance(one, Document) and one.id is None)
+        return self._memory.add(lines, **self._options).added
 
     def _files(self) -> tuple[dict[str, tuple[int, int] | None], list[Failure]]:
         """The files and their time stamps and sizes, None where unsettled; what can't be listed."""

@@ -61,6 +61,21 @@ def texts(memory: Memory, **filters: object) -> list[str]:
     return sorted(document.text for document in memory.documents(**filters))
 
 
+def test_a_line_stays_while_any_file_has_it(memory, folder, write):
+    line = json.dumps({"text": "Ann is the mayor."})
+    first = write("a.jsonl", line)
+    write("b.jsonl", line + "\n" + json.dumps({"text": "Rivers carry sand."}))
+    watch = Watch(memory, folder)
+    watch.round()
+    os.remove(first)
+    watch.round()
+    assert texts(memory) == ["Ann is the mayor.", "Rivers carry sand."]
+    os.rename(folder / "b.jsonl", folder / "c.jsonl")
+    watch.round()
+    assert texts(memory) == ["Ann is the mayor.", "Rivers carry sand."]
+    assert not watch.round()
+
+
 def test_files_come_change_and_go(memory, folder, write):
     watch = Watch(memory, folder)
     assert not watch.round()
