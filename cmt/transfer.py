@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -34,6 +35,7 @@ SHARD_BYTES = 256 << 20
 MANIFEST = "manifest.json"
 DOCUMENTS = "documents.jsonl"
 _DOCUMENTS_AT_ONCE = 64
+_OWN_NAME = re.compile(r"manifest\.json|documents\.jsonl|memories-\d{5,}\.safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,20 +62,32 @@ def export_bank(
     Damaged documents are left out and named in the report.
 
     Raises:
-        InputError: The folder exists, or can't be written.
+        InputError: The folder exists, or can't be written, or what lies in its place as
+            NAME.partial is no interrupted export.
     """
     if folder.exists():
         raise InputError(f"expected a folder to be made for the export, got one there: {folder}")
     partial = folder.with_name(f"{folder.name}.partial")
     try:
-        if partial.exists():
-            shutil.rmtree(partial)  # ours, left by an export that was interrupted
-        partial.mkdir()
+        _make_empty(partial)
         report = _export(bank, partial, on_document)
         os.replace(partial, folder)
     except OSError as error:
         raise InputError(f"expected a folder that can be written, got: {error}") from error
     return report
+
+
+def _make_empty(folder: Path) -> None:
+    """A new folder in place of one that an interrupted export left; no other is deleted."""
+    if folder.exists():
+        others = [file.name for file in folder.iterdir() if not _OWN_NAME.fullmatch(file.name)]
+        if others:
+            raise InputError(
+                f"expected {folder} to hold nothing but an interrupted export, got {others[0]!r} "
+                "in it: move it away"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir()
 
 
 def _export(bank: Bank, folder: Path, on_document: Callable[[], object]) -> TransferReport:

@@ -181,9 +181,14 @@ def test_an_export_does_not_write_over_anything(exported, filled, tmp_path):
     with pytest.raises(InputError, match="expected a folder that can be written"):
         transfer.export_bank(filled, tmp_path / "none" / "export")
     (tmp_path / "again.partial").mkdir()
-    (tmp_path / "again.partial" / "left").touch()
+    (tmp_path / "again.partial" / "memories-00007.safetensors").touch()
     transfer.export_bank(filled, tmp_path / "again")
-    assert not (tmp_path / "again" / "left").exists()
+    assert not (tmp_path / "again" / "memories-00007.safetensors").exists()
+    (tmp_path / "third.partial").mkdir()
+    (tmp_path / "third.partial" / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"an interrupted export, got 'notes\.txt'"):
+        transfer.export_bank(filled, tmp_path / "third")
+    assert (tmp_path / "third.partial" / "notes.txt").exists()
 
 
 def test_the_commands(filled, path, tmp_path):
