@@ -109,17 +109,17 @@ def _forgetting(methods: Mapping[str, Record]) -> str:
 
 def _ablation(rows: Mapping[str, Record], kind: str) -> str:
     wanted = [name for name in rows if name in ABLATIONS or name in ("cmt_paper", "kv_trained")]
-    lines = _head("Ablation", "form", "base model", "EM", "F1", "prefix EM",
+    lines = _head("Ablation", "form", "base model", "questions", "EM", "F1", "prefix EM",
                   "F1, shortest answer")  # fmt: skip
     for name in wanted:
         result, scores = rows[name]["result"], rows[name]["result"]["scores"]
         lines.append(_line(
-            title(name), _model(rows[name]), _with_interval(scores, "exact_match"),
-            _with_interval(scores, "f1"), f"{scores['prefix_exact_match']:.1f}",
-            f"{result['shortest_f1']:.1f}",
+            title(name), _model(rows[name]), str(result["questions"]),
+            _with_interval(scores, "exact_match"), _with_interval(scores, "f1"),
+            f"{scores['prefix_exact_match']:.1f}", f"{result['shortest_f1']:.1f}",
         ))  # fmt: skip
     for name, (exact, f1) in ABLATION.get(kind, {}).items():
-        lines.append(_line(f"*published {name}*", "*Llama-2-7B*", "–", "–", f"{exact:.2f}",
+        lines.append(_line(f"*published {name}*", "*Llama-2-7B*", "–", "–", "–", f"{exact:.2f}",
                            f"{f1:.2f}"))  # fmt: skip
     return "\n".join(lines)
 
@@ -137,9 +137,11 @@ def _curve(
     lines = _head(f"{heading} by {along}", "method", *(f"{column:g}" for column in columns))
     for name, record in curves.items():
         points = {place(point, along): point["scores"]["f1"] for point in record["result"]}
-        first = next(iter(points.values()))
+        first = points.get(min(columns, default=0.0), 0.0)  # of the same column for every row
         cells = [
-            f"{points[c]:.1f} ({100 * points[c] / first:.0f}%)" if c in points and first else "–"
+            f"{points[c]:.1f}" + (f" ({100 * points[c] / first:.0f}%)" if first else "")
+            if c in points
+            else "–"
             for c in columns
         ]
         lines.append(_line(title(name), *cells))

@@ -134,11 +134,12 @@ class KvMemory:
             start=reading_start(self._compressor.config.max_piece_tokens),
         )
         owners = bank.owners_D[best.indices[:, : 2 * FOUND]].tolist()
+        looks = min(config.rerank, len(bank.keys)) if config.rerank > 1 else 0  # by re-ranking
         return [
             Reply(
                 text=text,
-                text_tokens=len(prompt),
-                memory_tokens=M * K,
+                text_tokens=len(prompt) * (1 + looks),
+                memory_tokens=(M + looks) * K,
                 documents=tuple(dict.fromkeys(own))[:FOUND],
             )
             for text, prompt, own in zip(texts, prompts, owners, strict=True)

@@ -105,7 +105,8 @@ def test_tables_hold_ours_and_the_published_rows(store: ResultStore) -> None:
     text = markdown(fill(store, "kv_memory", "cmt_paper", "cmt_paper_without_top_k"), DATASET)
     assert "| CMT, key/value memory, shipped checkpoint | smollm2-135m | 20 / 40 | 100.0 [" in text
     assert "| *published CMT* | *DistilGPT2 82M* | *1665* | – | – | 3.12 | 7.59 | – | – |" in text
-    assert "paper's form, without top-k" in text.split("### Ablation")[1]
+    ablation = text.split("### Ablation")[1]
+    assert "| paper's form, without top-k | smollm2-135m | 40 | " in ablation  # of 40 questions
     assert "*published without top-k aggregation*" in text
     assert "### Retention by documents" in text
     assert "### Robustness by share" in text
@@ -114,6 +115,18 @@ def test_tables_hold_ours_and_the_published_rows(store: ResultStore) -> None:
     for heading in text.split("### ")[1:]:  # every table's rows are of one width
         rows = [line for line in heading.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows}) == 1, heading
+
+
+def test_a_share_is_of_the_first_column_or_not_told(store: ResultStore) -> None:
+    records = fill(store, "kv_memory", "mac")
+    short = next(r for r in records if (r["row"], r["part"]) == ("mac", "robustness"))
+    short["result"] = short["result"][1:]  # without the point at no unrelated document
+    curve = markdown(records, DATASET).split("### Robustness")[1].split("###")[0]
+    (whole,) = (line for line in curve.splitlines() if "shipped checkpoint" in line)
+    (line,) = (line for line in curve.splitlines() if line.startswith("| MAC |"))
+    assert whole.count("%") == 2
+    assert "%" not in line
+    assert line.startswith("| MAC | – | ")
 
 
 def test_a_table_of_some_parts_only(store: ResultStore) -> None:

@@ -43,6 +43,18 @@ def test_the_whole_bank_is_read_where_nothing_is_selected() -> None:
     assert [r.text for r in many.answer(ASKED[:3])] == [r.text for r in replies]
 
 
+def test_what_reranking_reads_is_told() -> None:
+    compressor = small.compressor().eval().requires_grad_(False)
+    read = []
+    for rerank in (0, 1, 6):
+        method = KvMemory(compressor, KvMemoryConfig(rerank=rerank), ANSWERS)
+        method.learn(DATA.documents)
+        (reply,) = method.answer(ASKED[:1])
+        read.append((reply.text_tokens, reply.memory_tokens))
+    assert read[0] == read[1] == (read[0][0], 4)
+    assert read[2] == (7 * read[0][0], 7 * 4)  # once after each of six memories, once to answer
+
+
 def test_a_long_document_is_found_by_any_piece() -> None:
     compressor = small.compressor(max_piece_tokens=16).eval().requires_grad_(False)
     method = KvMemory(compressor, KvMemoryConfig(), ANSWERS)
