@@ -29,7 +29,7 @@ from cmt.records import Document
 from cmt.training import train
 
 FOUND = 5  # documents told for R@5
-MOST_PLACES = 65_536  # memory tokens that a batch of questions reads together
+MOST_PLACES = 65_536  # memory tokens that a batch of questions reads together, on a CPU
 MOST_RERANKED = 1024  # readings of a question in one pass; each has logits of the vocabulary
 
 
@@ -129,7 +129,7 @@ class KvMemory:
         texts = generated(
             base,
             prompts,
-            replace(self._answers, batch_size=max(1, min(size, MOST_PLACES // (M * K)))),
+            replace(self._answers, batch_size=max(1, min(size, most_places(bank) // (M * K)))),
             prefix_of=prefix_of,
             start=reading_start(self._compressor.config.max_piece_tokens),
         )
@@ -192,6 +192,18 @@ class TrainedKvMemory(KvMemory):
             fresh.rename(checkpoint)
             del made
         return cls(from_pretrained(materials.base, checkpoint), config, materials.answers)
+
+
+def most_places(bank: ResidentBank) -> int:
+    """Memory tokens that a batch of questions reads together: on a GPU an eighth of its memory.
+
+    A batch's memories are gathered, laid side by side and put into a cache: copied three times.
+    """
+    device = bank.memories.device
+    if device.type != "cuda":
+        return MOST_PLACES
+    bytes_of_one = bank.memories[0].nbytes // bank.memories.shape[4]
+    return int(torch.cuda.get_device_properties(device).total_memory // (8 * bytes_of_one))
 
 
 def _joined(bank: ResidentBank, fresh: ResidentBank) -> ResidentBank:

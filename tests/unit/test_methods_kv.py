@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
+import torch
 
 from cmt.errors import CheckpointError, InputError
 from cmt.evaluation.qa import evaluate
@@ -41,6 +44,18 @@ def test_the_whole_bank_is_read_where_nothing_is_selected() -> None:
     many = KvMemory(compressor, KvMemoryConfig(top_k=99), ANSWERS)
     many.learn(DATA.documents)
     assert [r.text for r in many.answer(ASKED[:3])] == [r.text for r in replies]
+
+
+def test_a_gpu_reads_as_many_places_as_it_has_room_for() -> None:
+    on_cpu = torch.zeros(5, 3, 2, 2, 4, 8, dtype=torch.bfloat16)  # D, L, 2, G, K, E
+    bank = mock.Mock(memories=on_cpu)
+    assert kv_memory.most_places(bank) == kv_memory.MOST_PLACES
+    row = mock.Mock(nbytes=on_cpu[0].nbytes)  # 192 bytes a place
+    memories = mock.MagicMock(device=torch.device("cuda"), shape=on_cpu.shape)
+    memories.__getitem__.return_value = row
+    card = mock.Mock(total_memory=8 * 192 * 1000)
+    with mock.patch.object(torch.cuda, "get_device_properties", return_value=card):
+        assert kv_memory.most_places(mock.Mock(memories=memories)) == 1000
 
 
 def test_what_reranking_reads_is_told() -> None:
