@@ -5,6 +5,7 @@ from __future__ import annotations
 import uvicorn
 from fastapi import FastAPI
 
+from cmt.server.connections import protocol
 from cmt.server.settings import Settings
 
 
@@ -19,6 +20,7 @@ def make_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
             app,
             host=settings.host,
             port=settings.port,
+            http=protocol(settings.head_seconds),
             log_level="info",
             access_log=False,  # questions are nobody's business; /metrics counts requests
             server_header=False,

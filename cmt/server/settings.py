@@ -34,6 +34,7 @@ class Settings:
         burst: Requests it may send at once.
         question_seconds: A question not answered by then is given up with 504.
         learning_seconds: The same for documents; those on disk by then are kept.
+        head_seconds: A connection must begin a request by then.
         body_seconds: A request's body must have arrived by then.
         connections: Most at a time.
         shutdown_seconds: How long requests in flight may go on after a signal to stop.
@@ -58,6 +59,7 @@ class Settings:
     burst: int = 200
     question_seconds: float = 120.0
     learning_seconds: float = 900.0
+    head_seconds: float = 10.0
     body_seconds: float = 30.0
     connections: int = 512
     shutdown_seconds: float = 30.0

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import time
+from contextlib import ExitStack
 
 import httpx2
 import pytest
@@ -88,6 +90,30 @@ def test_a_body_that_does_not_come_is_given_up(memory):
             head = f"POST /v1/memories HTTP/1.1\r\nHost: {host}\r\nContent-Length: 99\r\n"
             connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{{".encode())
             assert b"408" in connection.recv(100)
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHos"])
+def test_who_connects_and_asks_nothing_keeps_nobody_out(memory, said):
+    with serving(memory, head_seconds=0.2, connections=3) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with ExitStack() as stack:
+            for _ in range(3):
+                silent = stack.enter_context(socket.create_connection((host, int(port)), 30))
+                silent.sendall(said)
+            assert silent.recv(100) == b""  # closed
+            assert httpx2.get(f"{address}/healthz").status_code == 200
+
+
+def test_a_long_answer_is_no_silence(memory, monkeypatch):
+    steps = Memory.steps
+
+    def slow(self, *args, **kwargs):
+        time.sleep(0.5)
+        return steps(self, *args, **kwargs)
+
+    monkeypatch.setattr(Memory, "steps", slow)
+    with serving(memory, head_seconds=0.05) as address, httpx2.Client(timeout=60) as client:
+        assert client.post(f"{address}/v1/chat/completions", json=CHAT).status_code == 200
 
 
 def test_documents_have_a_longest_text_and_a_most(memory):
