@@ -83,6 +83,9 @@ class Asking:
             if not isinstance(event, Done):
                 job.left = True
                 self._metrics.left.inc()
+            if job in self._waiting:  # its place is another's
+                self._waiting.remove(job)
+                self._metrics.waiting_questions.set(len(self._waiting))
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -97,16 +100,14 @@ class Asking:
 
     async def _gather(self) -> list[Job]:
         """The next batch; empty when there is none to come."""
-        while not self._waiting:
-            if self._stopping:
-                return []
-            await self._arrival()
-        try:
-            async with asyncio.timeout(self._settings.batch_wait_seconds):
-                while len(self._waiting) < self._settings.batch_size and not self._stopping:
-                    await self._arrival()
-        except TimeoutError:
-            pass
+        while True:
+            while not self._waiting:
+                if self._stopping:
+                    return []
+                await self._arrival()
+            await self._others()
+            if self._waiting:  # they may all have left meanwhile
+                break
         first = self._waiting.popleft()
         batch, others = [first], deque[Job]()
         for job in self._waiting:
@@ -116,6 +117,15 @@ class Asking:
         self._waiting = others
         self._metrics.waiting_questions.set(len(others))
         return batch
+
+    async def _others(self) -> None:
+        """Wait a moment for a batch to fill."""
+        try:
+            async with asyncio.timeout(self._settings.batch_wait_seconds):
+                while len(self._waiting) < self._settings.batch_size and not self._stopping:
+                    await self._arrival()
+        except TimeoutError:
+            pass
 
     async def _arrival(self) -> None:
         self._arrived.clear()

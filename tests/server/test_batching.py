@@ -176,6 +176,43 @@ def test_too_many_are_refused(memory, batches):
     asyncio.run(run())
 
 
+def test_who_leaves_while_waiting_gives_the_place_to_another(memory, batches):
+    seen, gate = batches
+    gate.clear()
+
+    async def run():
+        async with Queues(memory, batch_size=1, waiting_questions=1) as queues:
+            first = asyncio.create_task(queues.answer(QUESTIONS[0]))
+            while not seen:
+                await asyncio.sleep(0.01)
+            second = asyncio.create_task(queues.answer(QUESTIONS[1]))
+            await asyncio.sleep(0.01)
+            second.cancel()
+            await asyncio.wait([second])
+            third = asyncio.create_task(queues.answer(QUESTIONS[2]))
+            await asyncio.sleep(0.01)
+            gate.set()
+            await asyncio.gather(first, third)
+        assert seen == [[QUESTIONS[0]], [QUESTIONS[2]]]
+
+    asyncio.run(run())
+
+
+def test_all_may_leave_before_their_batch_is_full(memory, batches):
+    seen, _ = batches
+
+    async def run():
+        async with Queues(memory, batch_wait_seconds=0.2) as queues:
+            first = asyncio.create_task(queues.answer(QUESTIONS[0]))
+            await asyncio.sleep(0.01)
+            first.cancel()
+            await asyncio.sleep(0.3)
+            await queues.answer(QUESTIONS[1])
+        assert seen == [[QUESTIONS[1]]]
+
+    asyncio.run(run())
+
+
 def test_stopping_finishes_what_was_accepted_and_takes_nothing_new(memory, batches):
     seen, gate = batches
     gate.clear()
