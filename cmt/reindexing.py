@@ -15,7 +15,7 @@ from contextlib import closing
 from itertools import islice
 
 from cmt.bank import Bank
-from cmt.bank.staging import Staging
+from cmt.bank.staging import Staging, staging_path
 from cmt.compressor import Compressor
 from cmt.encoding import encode_documents
 from cmt.errors import InputError
@@ -57,10 +57,10 @@ def reindex(
     new = fingerprint(compressor)
     compressed = 0
     with Bank.open(path, None) as bank:
-        if bank.fingerprint == new:
+        taken = bank.fingerprint == new  # by a run that was interrupted before it cleared up
+        if taken and not staging_path(bank).exists():
             raise InputError(f"expected a new compressor for {path}, got its own: {new}")
         with closing(Staging(bank, new)) as staging:
-            taken = False
             while not taken:
                 missing = staging.missing()
                 for done, window in _windows(bank, compressor, missing, batch_tokens):

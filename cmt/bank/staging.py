@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from pathlib import Path
 
 from cmt.bank import write
 from cmt.bank.entries import document_entry
@@ -17,6 +18,11 @@ from cmt.records import EncodedPiece, Fingerprint, StoredDocument
 
 _VERSIONS = "SELECT number, content_hash FROM {}documents"
 _MEMORY = "start_char, end_char, tokens, dtype, shape, memory_bytes, checksum, key, vectors"
+
+
+def staging_path(bank: Bank) -> Path:
+    """The file beside the bank's; it holds texts, so it must not outlive its use."""
+    return bank.path.with_name(f"{bank.path.name}.reindex")
 
 
 class Staging:
@@ -34,7 +40,7 @@ class Staging:
             BankError: It can't be opened or made.
         """
         self._bank = bank
-        self.path = bank.path.with_name(f"{bank.path.name}.reindex")
+        self.path = staging_path(bank)
         try:
             self._staged = Bank.open(self.path, fingerprint, tier=bank.tier)
         except FingerprintMismatchError as error:

@@ -171,6 +171,22 @@ def test_a_run_begun_with_another_compressor_is_named(path, new):
         reindex(path, new)
 
 
+def test_the_texts_beside_the_bank_go_even_if_the_end_was_interrupted(path, new, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Staging, "remove", interrupted)
+        reindex(path, new)
+    beside = path.with_name("m.sqlite.reindex")
+    assert beside.exists()
+    with Bank.open(path, fingerprint(new)) as bank:
+        before = contents(bank)
+        assert reindex(path, new) == 0
+        assert not beside.exists()
+        assert [document for document, _ in contents(bank)] == [document for document, _ in before]
+
+
 def test_the_same_compressor_is_refused(path, old):
     with pytest.raises(InputError, match=r"expected a new compressor for .*, got its own"):
         reindex(path, old)
