@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("--dataset", help="only this one")
     options = parser.parse_args()
     records = [read_result(file) for file in sorted(options.results.glob("*.json"))]
-    datasets = sorted({record["settings"]["dataset"] for record in records})
+    shown = [record for record in records if record["part"] != "choice"]  # on validation data
+    datasets = sorted({record["settings"]["dataset"] for record in shown})
     chosen = [name for name in datasets if options.dataset in (None, name)]
     if not chosen:
         raise SystemExit(f"expected results in {options.results}, found none: {datasets}")

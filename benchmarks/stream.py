@@ -183,7 +183,9 @@ def choose(run: Run, name: str, row: Row, config: Any) -> Any:
             lambda made: built(row, run.materials(), made), config, tried, run.data.validation
         )
 
-    settings = run.settings(config, candidates=tried, validation=run.data.validation.name)
+    held_out = run.data.validation  # whatever stream is learned later, the choice is the same
+    settings = run.settings(config, candidates=tried)
+    settings |= {"dataset": held_out.name, "questions": len(held_out.questions)}
     results = run.cached(name, "choice", settings, measure)
     for trial in results:
         print(f"  {trial['settings']}: EM {trial['exact_match']:.1f} F1 {trial['f1']:.1f}")

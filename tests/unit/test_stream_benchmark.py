@@ -135,10 +135,15 @@ def test_rows_are_measured_once_and_reported(folder: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("measured before") == len(results) - 1
     assert all(file.stat().st_mtime_ns == time for file, time in list(times.items())[1:])
+    fewer = ("--documents", 12, "--parts", "stream", "--no-forgetting")
+    other = stream(folder, "--method", "uniform", *fewer)
+    assert "uniform choice: measured before" in other.stdout  # of another stream, the same choice
+    assert "uniform stream: measured before" not in other.stdout
     report = run("report.py", "--results", folder / "results", "--out", folder / "stream.md")
     assert report.returncode == 0, report.stderr
     text = (folder / "stream.md").read_text()
-    assert "## streamingqa-test-stream-20" in text
+    headings = re.findall("^## (.*)$", text, flags=re.MULTILINE)
+    assert headings == ["streamingqa-test-stream-12", "streamingqa-test-stream-20"]
     assert "| *published MAC* | *Llama-2-7B* | *1665* | – | – | 14.29 | 21.79 | – | – |" in text
 
 
