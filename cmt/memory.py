@@ -162,6 +162,7 @@ class Memory(Holdings):
         on_progress: Callable[[Progress], None] | None = None,
         batch_tokens: int | None = None,
         turn: Turn = nullcontext,
+        known_only: bool = False,
         **changes: Unpack[AddOptions],
     ) -> AddReport:
         """Learn documents; what the bank holds already is not compressed again.
@@ -179,6 +180,8 @@ class Memory(Holdings):
             on_progress: Called after each batch.
             batch_tokens: Most tokens compressed in one pass, a longer piece aside.
             turn: Entered around each pass, so that a server can let questions go first.
+            known_only: Change documents that the bank holds, report others as failures: what is
+                forgotten while it is being compressed does not come back.
             changes: `AddOptions`: namespace, tags, expires_at, ttl and supersede for all.
 
         Raises:
@@ -197,9 +200,9 @@ class Memory(Holdings):
         for window, failed in windows(items, more, batch_tokens):
             tally.failed += failed
             try:
-                self._store(window, tally, batch_tokens, turn)
+                self._store(window, tally, batch_tokens, turn, known_only)
             except InputError:  # the bank refused one of them: which?
-                self._store_singly(window, tally, batch_tokens, turn)
+                self._store_singly(window, tally, batch_tokens, turn, known_only)
             if on_progress is not None:
                 on_progress(tally.progress())
         return tally.report(time.perf_counter() - began)
@@ -229,8 +232,9 @@ class Memory(Holdings):
             BankError: As `add`.
         """
         changed = changed_document(self.get(document_id, namespace=namespace), changes)
-        report = self.add(replace(changed, supersede=supersede), turn=turn)
+        report = self.add(replace(changed, supersede=supersede), turn=turn, known_only=True)
         if report.failed:
+            self.get(document_id, namespace=namespace)  # forgotten meanwhile?
             raise InputError(report.failed[0].reason)
         return report
 
@@ -242,22 +246,36 @@ class Memory(Holdings):
         passes = encode_documents(self.compressor, tokens, batch_tokens)
         return as_encoded(self._alone(passes, turn), pieces)
 
-    def _store(self, window: Sequence[Draft], tally: Tally, batch_tokens: int, turn: Turn) -> None:
+    def _store(
+        self,
+        window: Sequence[Draft],
+        tally: Tally,
+        batch_tokens: int,
+        turn: Turn,
+        known_only: bool,
+    ) -> None:
         """Store in {Mⁱ}: the window's documents, in one transaction."""
         pieces = [piece for draft in window for piece in draft.pieces]
         encoded = self._compress(pieces, batch_tokens, turn)
         entries = [(draft.document, list(islice(encoded, len(draft.pieces)))) for draft in window]
-        for outcome, (_, own) in zip(self.bank.add(entries), entries, strict=True):
+        outcomes = self.bank.add(entries, known_only=known_only)
+        for outcome, (_, own) in zip(outcomes, entries, strict=True):
             tally.stored(outcome, own)
 
     def _store_singly(
-        self, window: Sequence[Draft], tally: Tally, batch_tokens: int, turn: Turn
+        self,
+        window: Sequence[Draft],
+        tally: Tally,
+        batch_tokens: int,
+        turn: Turn,
+        known_only: bool,
     ) -> None:
         """Each document by itself, compressed even if it was known: it may be gone meanwhile."""
         for draft in window:
             try:
                 pieces = split_for(self.compressor, draft.document.text)
-                self._store([replace(draft, pieces=pieces)], tally, batch_tokens, turn)
+                own = [replace(draft, pieces=pieces)]
+                self._store(own, tally, batch_tokens, turn, known_only)
             except InputError as error:
                 tally.failed.append(Failure(document=draft.name, reason=str(error)))
 

@@ -144,7 +144,12 @@ class Bank:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, entries: Sequence[tuple[Document, Sequence[EncodedPiece]]]) -> list[Outcome]:
+    def add(
+        self,
+        entries: Sequence[tuple[Document, Sequence[EncodedPiece]]],
+        *,
+        known_only: bool = False,
+    ) -> list[Outcome]:
         """Store documents with their compressed pieces, all of them or none; durable on return.
 
         A document's content is its text alone. Where the bank meets a document
@@ -158,20 +163,22 @@ class Bank:
         - without id, with a text it holds: nothing is written, "unchanged"; `Outcome.id` is
           the id it is held under. (If it had expired, its fields are taken over.)
 
-        What it holds is what is in force in the document's namespace.
+        What it holds is what is in force in the document's namespace. With `known_only` nothing
+        is "added": a document that was forgotten meanwhile does not come back.
 
         Returns:
             One outcome for each entry, in order.
 
         Raises:
             InputError: A document or piece can't be stored (names it); nothing was written.
+            UnknownIdError: With `known_only`, the bank doesn't hold a document.
             BankError: Full disk, locked, read-only; nothing was written, the bank stays usable.
         """
         self._require_fingerprint()
         prepared = [document_entry(document, pieces, self.tier) for document, pieces in entries]
         with self.writing() as sqlite:
             write.check_layout(sqlite, prepared)
-            return [write.put(sqlite, entry) for entry in prepared]
+            return [write.put(sqlite, entry, known_only=known_only) for entry in prepared]
 
     def restore(
         self, entries: Sequence[tuple[StoredDocument, Sequence[EncodedPiece]]]

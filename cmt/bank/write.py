@@ -14,7 +14,7 @@ from cmt.bank.read import find_numbers
 from cmt.bank.records import Outcome, Status
 from cmt.bank.rows import SELECT_DOCUMENT, corrupt, document_checksum, document_damage
 from cmt.dates import ends, now, span
-from cmt.errors import InputError
+from cmt.errors import InputError, UnknownIdError
 from cmt.records import StoredDocument
 
 _DERIVED_ID_CHARS = 16
@@ -37,9 +37,15 @@ class Known(NamedTuple):
     content_hash: str
 
 
-def put(sqlite: sqlite3.Connection, entry: DocumentEntry) -> Outcome:
-    """Store one document, replace or supersede another text under its id, or find it known."""
+def put(sqlite: sqlite3.Connection, entry: DocumentEntry, *, known_only: bool = False) -> Outcome:
+    """Store one document, replace or supersede another text under its id, or find it known.
+
+    Raises:
+        UnknownIdError: Nothing is known of it, and it is to be changed, not added.
+    """
     known = find(sqlite, entry)
+    if known is None and known_only:
+        raise UnknownIdError(f"{entry.name}: expected it in the bank, but it was forgotten")
     if known is None:
         document_id = entry.id if entry.id is not None else _derived_id(sqlite, entry)
         _require_memories(entry)

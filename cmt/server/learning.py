@@ -40,6 +40,7 @@ NOTHING = AddReport(
 @dataclass(eq=False, slots=True)
 class _Request:
     documents: Iterator[Document | Failure]
+    known_only: bool = False
     report: AddReport = NOTHING
     left: bool = False
     events: asyncio.Queue[AddReport | BaseException | None] = field(default_factory=asyncio.Queue)
@@ -71,11 +72,13 @@ class Learning:
             await self._task
         self._thread.shutdown()
 
-    async def learn(self, documents: Iterable[Document | Failure]) -> AsyncGenerator[AddReport]:
+    async def learn(
+        self, documents: Iterable[Document | Failure], *, known_only: bool = False
+    ) -> AsyncGenerator[AddReport]:
         """Reports that grow as the documents are learned; the last one is whole.
 
         Leaving earlier stops it after the documents in hand. `documents` is read on the
-        learning thread, where nothing else is written meanwhile.
+        learning thread, where nothing else is added meanwhile. `known_only` is `Memory.add`'s.
 
         Raises:
             OverloadedError: Too many requests wait.
@@ -87,7 +90,7 @@ class Learning:
             raise StoppingError
         if len(self._waiting) >= self._settings.waiting_requests:
             raise OverloadedError("requests with documents", self._settings.waiting_requests)
-        request = _Request(iter(documents))
+        request = _Request(iter(documents), known_only)
         self._waiting.append(request)
         self._arrived.set()
         deadline = asyncio.get_running_loop().time() + self._settings.learning_seconds
@@ -131,7 +134,10 @@ class Learning:
         some = list(islice(request.documents, DOCUMENTS_AT_ONCE))
         if some:
             report = self._memory.add(
-                some, batch_tokens=self._settings.pass_tokens, turn=self._turn
+                some,
+                batch_tokens=self._settings.pass_tokens,
+                turn=self._turn,
+                known_only=request.known_only,
             )
             request.report = merged(request.report, report)
             for outcome in ("added", "updated", "unchanged", "failed"):

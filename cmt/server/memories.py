@@ -159,13 +159,15 @@ async def patch(
     With `supersede` the version before a new text stays as history.
     """
 
-    def changed() -> Iterator[Document]:  # runs where nothing else is written meanwhile
+    def changed() -> Iterator[Document]:  # runs where nothing else is added meanwhile
         stored = service.memory.get(document_id, namespace=namespace)
         yield replace(changed_document(stored, asked.changes()), supersede=asked.supersede)
 
     documents = _fitting(service, changed())
-    report = await unless_left(request, last(service.learning.learn(documents)))
+    learning = service.learning.learn(documents, known_only=True)
+    report = await unless_left(request, last(learning))
     if report.failed:
+        service.memory.get(document_id, namespace=namespace)  # forgotten meanwhile?
         raise ServiceError(400, "invalid_value", public(report.failed[0].reason, service.secrets))
     return DocumentOut.of(service.memory.get(document_id, namespace=namespace))
 

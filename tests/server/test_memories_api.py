@@ -2,9 +2,15 @@
 
 import json
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import httpx2
 import pytest
+
+from cmt.memory import Memory
+from tests.server.running import serving
 
 TOWER = {"text": "The tower of Selka was built in 1900 by Ada Moss.", "id": "selka"}
 
@@ -38,6 +44,27 @@ def test_what_is_added_is_stored_found_changed_and_forgotten(client, memory):
     assert client.get("/v1/memories/selka").status_code == 404
     assert client.delete("/v1/memories/selka").status_code == 404
     assert client.patch("/v1/memories/selka", json={"title": "x"}).status_code == 404
+
+
+def test_what_is_forgotten_while_it_is_being_changed_does_not_come_back(memory, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    compress = Memory._compress
+
+    def slow(self, *args):
+        begun.set()
+        assert go_on.wait(30)
+        return compress(self, *args)
+
+    monkeypatch.setattr(Memory, "_compress", slow)
+    with serving(memory) as address, httpx2.Client(base_url=address, timeout=60) as client:
+        with ThreadPoolExecutor() as threads:
+            path = "/v1/memories/arbon"
+            changing = threads.submit(client.patch, path, json={"text": "It fell."})
+            assert begun.wait(30)
+            assert client.delete(path).status_code == 200
+            go_on.set()
+            assert changing.result().status_code == 404
+        assert client.get(path).status_code == 404
 
 
 def test_lists_come_in_pages_and_by_namespace_and_tag(client):
