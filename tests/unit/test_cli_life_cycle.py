@@ -166,11 +166,11 @@ def test_an_interrupted_add_goes_on_where_it_stopped(model, monkeypatch):
     Path("many.jsonl").write_text("".join(f'{{"text": "text {n}"}}\n' for n in range(600)))
     add, calls = Bank.add, []
 
-    def stopping(bank, entries):
+    def stopping(bank, entries, **options):
         calls.append(len(entries))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return add(bank, entries)
+        return add(bank, entries, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(Bank, "add", stopping)

@@ -273,11 +273,11 @@ def test_what_was_stored_before_a_full_disk_is_kept(empty, monkeypatch):
     add = empty.bank.add
     calls = []
 
-    def full_at_second(entries):
+    def full_at_second(entries, **options):
         calls.append(entries)
         if len(calls) == 2:
             raise BankError("the disk is full")
-        return add(entries)
+        return add(entries, **options)
 
     monkeypatch.setattr(empty.bank, "add", full_at_second)
     with pytest.raises(BankError, match="full"):
