@@ -14,12 +14,14 @@ E head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -28,6 +30,13 @@ IMPLEMENTATION = "cmt"
 
 LayerKV = tuple[Tensor, Tensor]
 """Keys and values of one layer."""
+
+
+def any_shape() -> AbstractContextManager[None]:
+    """Leave cuDNN's attention out: it builds a plan for each new shape, which takes longer."""
+    return sdpa_kernel(
+        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
 
 
 @dataclass(kw_only=True, slots=True)

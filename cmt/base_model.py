@@ -16,17 +16,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from cmt import weights
-from cmt.attention import IMPLEMENTATION, LayerKV, PackedPass, pack
+from cmt.attention import IMPLEMENTATION, LayerKV, PackedPass, any_shape, pack
 from cmt.errors import ModelError
 from cmt.model_structure import decoder_layers, dimensions, sliding_window
-
-# not cuDNN's: it builds a plan for each new shape, and packed passes are full of new shapes
-_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class BaseModel:
@@ -180,7 +176,7 @@ class BaseModel:
         run.start(len(self.layers), embeddings_ND.dtype)
         # a 4-D mask is handed through as it is: packed attention makes its own
         unused = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=embeddings_ND.device)
-        with sdpa_kernel(_ATTENTION):
+        with any_shape():
             output = self.decoder(
                 inputs_embeds=embeddings_ND[None],
                 position_ids=positions_N[None],

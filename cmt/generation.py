@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, TemperatureLogitsWarper, TopPLogitsWarper
 
 from cmt.aggregation import Prefix
+from cmt.attention import any_shape
 from cmt.base_model import BaseModel
 from cmt.errors import InputError
 
@@ -113,14 +115,15 @@ def stream(
     else:
         generator.seed()
     for _ in range(sampling.max_new_tokens):
-        output = base.model(
-            input_ids=tokens_BT,
-            position_ids=positions_BT,
-            attention_mask=_mask(before_BP, valid_BT, tokens_BT.shape[1], base.dtype),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with nullcontext() if prefix is None else any_shape():  # without memory: as it is
+            output = base.model(
+                input_ids=tokens_BT,
+                position_ids=positions_BT,
+                attention_mask=_mask(before_BP, valid_BT, tokens_BT.shape[1], base.dtype),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         next_B = _choose(output.logits[:, -1], sampling, generator)
         chosen = next_B.tolist()
         open_texts = [o and token not in ends for o, token in zip(open_texts, chosen, strict=True)]
