@@ -22,7 +22,7 @@ from torch import Tensor
 from cmt.datasets import load_squad
 from cmt.evaluation.qa import evaluate, learn
 from cmt.opening import load_compressor
-from cmt.quantization import dequantize, quantize
+from cmt.quantization import dequantize, dequantize4, quantize, quantize4
 
 
 def rounded(values: Tensor, dims: tuple[int, ...], most: int) -> Tensor:
@@ -41,18 +41,17 @@ def int4_token(memory: Tensor) -> Tensor:
     return rounded(memory.float(), (4,), 7)
 
 
-def int4_channel_keys(memory: Tensor) -> Tensor:
-    """Keys a step a head and channel, values a step a head and token (KIVI, arXiv 2402.02750)."""
-    keys, values = memory.float().split(1, dim=1)
-    return torch.cat([rounded(keys, (3,), 7), rounded(values, (4,), 7)], dim=1)
+def int4(memory: Tensor) -> Tensor:
+    """As the bank's tier: keys a step a head and channel, values a step a head and token."""
+    return dequantize4(*quantize4(memory))
 
 
-# How numbers are rounded, and bits a number with a float16 step (8 bits: a float32 step).
+# How numbers are rounded, and bits a number with a 16-bit step (8 bits: a float32 step).
 TIERS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "bf16": (lambda memory: memory, 16),
     "int8, a step a head": (int8, 8 + 32 / (32 * 64)),
     "int4, a step a token": (int4_token, 4 + 16 / 64),
-    "int4, keys a step a channel": (int4_channel_keys, 4 + (16 / 32 + 16 / 64) / 2),
+    "int4, keys a step a channel": (int4, 4 + (16 / 32 + 16 / 64) / 2),
 }
 
 

@@ -129,7 +129,7 @@ class Memory(Holdings):
             dtype: Default: bfloat16 on CUDA, float32 on CPU.
             offline: True never touches the network; None asks $CMT_OFFLINE and $HF_HUB_OFFLINE.
             read_only: Only ask; the bank must exist.
-            tier: How a bank that is made stores memories, "bf16" unless given, or "int8".
+            tier: How a bank that is made stores memories, "bf16" unless given, "int8" or "int4".
 
         Raises:
             InputError: This machine doesn't have the device.

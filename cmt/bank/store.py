@@ -53,7 +53,7 @@ class Bank:
         path: The file.
         fingerprint: The base model and compressor that made its memories.
         read_only: Whether `add`, `delete` and `vacuum` are refused.
-        tier: How memories are stored: "bf16" (as they come) or "int8" (quantization.py).
+        tier: How memories are stored: "bf16" (as they come), "int8" or "int4" (quantization.py).
     """
 
     def __init__(

@@ -11,9 +11,9 @@ from typing import Literal, get_args
 import torch
 
 from cmt.errors import InputError
-from cmt.quantization import dequantize, quantize
+from cmt.quantization import dequantize, dequantize4, quantize, quantize4
 
-Tier = Literal["bf16", "int8"]
+Tier = Literal["bf16", "int8", "int4"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 
 DTYPES: dict[str, torch.dtype] = {
@@ -57,7 +57,7 @@ def tensor_from_bytes(data: bytes, shape: Sequence[int], dtype: str) -> torch.Te
 
 
 def memory_to_bytes(memory: torch.Tensor, tier: Tier) -> tuple[str, bytes]:
-    """The name to store a memory's dtype under, and its bytes; in eight bits the steps go first.
+    """The name to store a memory's dtype under, and its bytes; in fewer bits the steps go first.
 
     Raises:
         InputError: The dtype is none of `DTYPES`.
@@ -65,16 +65,22 @@ def memory_to_bytes(memory: torch.Tensor, tier: Tier) -> tuple[str, bytes]:
     name = dtype_name(memory.dtype)
     if tier == "bf16":
         return name, tensor_to_bytes(memory)
+    if tier == "int4":
+        packed, key_steps, value_steps = quantize4(memory)
+        parts = (key_steps, value_steps, packed)
+        return "int4", b"".join(tensor_to_bytes(part) for part in parts)
     values, steps = quantize(memory)
     return "int8", tensor_to_bytes(steps) + tensor_to_bytes(values)
 
 
 def memory_from_bytes(data: bytes, shape: Sequence[int], dtype: str) -> torch.Tensor:
-    """The memory (L, 2, G, K, E) of `memory_to_bytes`, float32 where it was stored in eight bits.
+    """The memory (L, 2, G, K, E) of `memory_to_bytes`, float32 where it was in fewer bits.
 
     Raises:
         ValueError: As `tensor_from_bytes`.
     """
+    if dtype == "int4":
+        return _from_four_bits(data, shape)
     if dtype != "int8":
         return tensor_from_bytes(data, shape, dtype)
     heads = math.prod(shape[:3])
@@ -84,6 +90,20 @@ def memory_from_bytes(data: bytes, shape: Sequence[int], dtype: str) -> torch.Te
     steps = tensor_from_bytes(data[: 4 * heads], shape[:3], "float32")
     values = torch.frombuffer(bytearray(data[4 * heads :]), dtype=torch.int8)
     return dequantize(values.reshape(tuple(shape)), steps)
+
+
+def _from_four_bits(data: bytes, shape: Sequence[int]) -> torch.Tensor:
+    layers, _, heads, tokens, size = shape
+    key_bytes, value_bytes = 2 * layers * heads * size, 2 * layers * heads * tokens
+    steps = key_bytes + value_bytes
+    expected = steps + math.prod(shape) // 2
+    if len(data) != expected:
+        raise ValueError(f"expected {expected} bytes for int4 {list(shape)}, got {len(data)}")
+    return dequantize4(
+        torch.frombuffer(bytearray(data[steps:]), dtype=torch.uint8),
+        tensor_from_bytes(data[:key_bytes], (layers, heads, size), "bfloat16"),
+        tensor_from_bytes(data[key_bytes:steps], (layers, heads, tokens), "bfloat16"),
+    )
 
 
 def checksum(fields: Sequence[object], *buffers: bytes) -> bytes:

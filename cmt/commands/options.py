@@ -30,8 +30,9 @@ bank_option = click.option(
 )
 tier_option = click.option(
     "--tier",
-    type=click.Choice(["bf16", "int8"]),
-    help="How a bank that is made stores memories; int8 halves them.  [default: bf16]",
+    type=click.Choice(["bf16", "int8", "int4"]),
+    help="How a bank that is made stores memories: int8 takes half the bytes, int4 a quarter.  "
+    "[default: bf16]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")
 top_k_option = click.option(

@@ -1,4 +1,4 @@
-"""Eight bits: how far off, and the same again when done twice."""
+"""Eight and four bits: how far off, and the same again when done twice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmt.quantization import dequantize, quantize
+from cmt.quantization import dequantize, dequantize4, quantize, quantize4
 
 
 def random(seed: int, scale: float = 1.0) -> torch.Tensor:
@@ -50,3 +50,33 @@ def test_any_dtype_is_taken(dtype):
     memory = random(1).to(dtype)
     values, steps = quantize(memory)
     assert (values.shape, steps.dtype) == (memory.shape, torch.float32)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1e-6, 1.0, 300.0]))
+@settings(max_examples=50, deadline=None)
+def test_in_four_bits_a_number_is_off_by_half_its_step(seed, scale):
+    memory = random(seed, scale)
+    packed, key_steps, value_steps = quantize4(memory)
+    assert packed.shape == (memory.numel() // 2,)
+    back = dequantize4(packed, key_steps, value_steps)
+    keys = (back - memory)[:, 0].abs() <= key_steps.float()[:, :, None] * 0.53
+    values = (back - memory)[:, 1].abs() <= value_steps.float()[..., None] * 0.53
+    assert bool(keys.all()), "half a step, and the rounding of a bfloat16 step"
+    assert bool(values.all())
+
+
+@given(st.integers(0, 10**6), st.sampled_from([1e-6, 1.0, 300.0]))
+@settings(max_examples=50, deadline=None)
+def test_four_bits_a_second_time_change_nothing(seed, scale):
+    first = quantize4(random(seed, scale))
+    for one, again in zip(first, quantize4(dequantize4(*first)), strict=True):
+        assert torch.equal(one, again)
+
+
+def test_four_bits_by_hand():
+    memory = torch.tensor([[7.0, -14.0], [3.0, 2.0]]).repeat(1, 2, 1, 1, 1)  # (1, 2, 1, 2, 2)
+    packed, key_steps, value_steps = quantize4(memory)
+    assert key_steps.tolist() == [[[1.0, 2.0]]], "of each channel"
+    assert value_steps.float().tolist() == [[[2.0, torch.tensor(3 / 7).bfloat16().item()]]]
+    numbers = [byte for pair in packed.tolist() for byte in (pair & 15, pair >> 4)]
+    assert numbers == [15, 1, 11, 9, 12, 1, 15, 13]
