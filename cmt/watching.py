@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cmt.bank.tensor_bytes import text_hash
-from cmt.errors import InputError
+from cmt.errors import BankError, FingerprintMismatchError, InputError
 from cmt.learning import AddOptions
 from cmt.memory import Memory
 from cmt.readers import list_files, read_path
@@ -183,14 +183,26 @@ def follow(
     """Rounds so many seconds apart, for ever or a number of times.
 
     A folder that is missing for a while, a disk taken out, say, is waited for: nothing is
-    forgotten because of it.
+    forgotten because of it. So is a bank that can't be written for a while, locked or out of
+    space; what a round didn't do the next one does.
+
+    Raises:
+        FingerprintMismatchError: The bank was given another compressor's memories meanwhile.
+        BankError: The bank couldn't be written in the last of a number of rounds.
     """
     done = 0
     while rounds is None or done < rounds:
         if done > 0:
             time.sleep(seconds)
-        if watch.folder.is_dir():
-            on_round(watch.round())
-        else:
-            _logger.warning("the folder %s is not there: nothing is changed", watch.folder)
         done += 1
+        if not watch.folder.is_dir():
+            _logger.warning("the folder %s is not there: nothing is changed", watch.folder)
+            continue
+        try:
+            on_round(watch.round())
+        except FingerprintMismatchError:
+            raise
+        except BankError as error:
+            if done == rounds:
+                raise
+            _logger.warning("the next round tries again: %s", error)

@@ -53,7 +53,7 @@ class Settings:
     max_question_chars: int = 4_000
     max_memories: int = 16
     max_body_bytes: int = 4_000_000
-    max_document_chars: int = 1_000_000
+    max_document_chars: int = 200_000
     max_documents: int = 1_000
     requests_per_second: float = 50.0
     burst: int = 200

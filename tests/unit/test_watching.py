@@ -13,7 +13,7 @@ from cmt import watching
 from cmt.bank import Bank
 from cmt.checkpoint import save_pretrained
 from cmt.cli import main
-from cmt.errors import InputError
+from cmt.errors import BankError, FingerprintMismatchError, InputError
 from cmt.memory import Memory
 from cmt.opening import fingerprint
 from cmt.records import Failure
@@ -185,6 +185,41 @@ def test_a_folder_that_is_missing_for_a_while_is_waited_for(memory, folder, writ
     assert len(seen) == 1
     assert "is not there: nothing is changed" in caplog.text
     assert texts(memory) == ["sand"]
+
+
+def test_a_bank_that_cant_be_written_for_a_while_is_waited_for(
+    memory, folder, write, caplog, monkeypatch
+):
+    write("a.txt", "sand")
+    errors = iter([BankError("the disk is full"), None])
+    add = memory.add
+
+    def sometimes(*arguments, **options):
+        error = next(errors, None)
+        if error is not None:
+            raise error
+        return add(*arguments, **options)
+
+    monkeypatch.setattr(memory, "add", sometimes)
+    seen = []
+    follow(Watch(memory, folder), seconds=0, on_round=seen.append, rounds=2)
+    assert "the next round tries again: the disk is full" in caplog.text
+    assert [len(round_.added) for round_ in seen] == [1]
+    assert texts(memory) == ["sand"]
+
+
+@pytest.mark.parametrize(
+    ("error", "rounds"), [(BankError("full"), 1), (FingerprintMismatchError("another"), 5)]
+)
+def test_what_waiting_does_not_mend_is_raised(memory, folder, write, monkeypatch, error, rounds):
+    write("a.txt", "sand")
+
+    def never(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(memory, "add", never)
+    with pytest.raises(type(error)):
+        follow(Watch(memory, folder), seconds=0, on_round=print, rounds=rounds)
 
 
 def test_options_apply_and_files_may_be_kept(memory, folder, write):
