@@ -307,7 +307,7 @@ class Memory(Holdings):
         Args:
             question: One, or several.
             top_k: How many memories are read for a question.
-            rerank: How many are found by key and re-ranked first; up to top_k: none.
+            rerank: How many of those found are re-ranked first; up to top_k: none.
             sampling: How tokens are chosen.
             batch_size: Questions answered together.
             min_score: Least cosine of question and best memory; None answers in any case.

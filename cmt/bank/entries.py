@@ -206,7 +206,6 @@ def _memory_entry(
     key = tensor_to_bytes(piece.key)
     dtype, data = memory_to_bytes(piece.memory, tier)
     vectors = None if piece.vectors is None else tensor_to_bytes(piece.vectors)
-    guarded = (key, data) if vectors is None else (key, data, vectors)
     return MemoryEntry(
         start=piece.start,
         end=piece.end,
@@ -214,7 +213,7 @@ def _memory_entry(
         dtype=dtype,
         shape=shape,
         checksum=memory_checksum(
-            piece.start, piece.end, piece.tokens, dtype, shape, content_hash, *guarded
+            piece.start, piece.end, piece.tokens, dtype, shape, content_hash, key, data, vectors
         ),
         key=key,
         data=data,

@@ -48,13 +48,20 @@ def document_checksum(fields: Sequence[str | None], content_hash: str) -> bytes:
 
 
 def memory_checksum(
-    start: int, end: int, tokens: int, dtype: str, shape: str, content_hash: str, *data: bytes
+    start: int,
+    end: int,
+    tokens: int,
+    dtype: str,
+    shape: str,
+    content_hash: str,
+    *data: bytes | None,
 ) -> bytes:
     """Guards a memory: `data` is the bytes of its key, its tensor and, if it has any, its vectors.
 
     The hash binds it to a text.
     """
-    return checksum((start, end, tokens, dtype, shape, content_hash), *data)
+    there = (part for part in data if part is not None)  # without vectors as in schema 1
+    return checksum((start, end, tokens, dtype, shape, content_hash), *there)
 
 
 def document_damage(row: Row) -> str | None:
@@ -100,8 +107,8 @@ def memory_damage(row: Row) -> str | None:
         return "its document is gone"
     if not isinstance(key, bytes) or not isinstance(data, bytes):
         return "its key or its tensor is gone"
-    guarded = (key, data) if vectors is None else (key, data, vectors)
-    if memory_checksum(start, end, tokens, dtype, shape, content_hash, *guarded) != stored:
+    guard = memory_checksum(start, end, tokens, dtype, shape, content_hash, key, data, vectors)
+    if guard != stored:
         return "its bytes don't match their checksum"
     return None
 

@@ -11,47 +11,31 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from cmt.answering import Reading
 from cmt.errors import CMTError
 from cmt.memory import Memory
 from cmt.server.attention_share import attention_share
-from cmt.server.errors import OverloadedError, StoppingError, internal
+from cmt.server.errors import internal
 from cmt.server.jobs import Done, Event, Found, Job, Piece, Wish
 from cmt.server.metrics import Metrics
 from cmt.server.settings import Settings
 from cmt.server.turns import Turns
+from cmt.server.worker import Worker
 from cmt.streaming import settled
 
 
-class Asking:
+class Asking(Worker[Job]):
     """The questions that wait, and the thread that answers them."""
 
     def __init__(self, memory: Memory, settings: Settings, turns: Turns, metrics: Metrics) -> None:
+        super().__init__("cmt-answers", "questions", settings.waiting_questions)
         self._memory = memory
         # without memory a model that was trained to chat answers best by its own template
         self._chat = bool(getattr(memory.compressor.base.tokenizer, "chat_template", None))
         self._settings = settings
         self._turns = turns
         self._metrics = metrics
-        self._waiting: deque[Job] = deque()
-        self._arrived = asyncio.Event()
-        self._stopping = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cmt-answers")
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to answer; call it on the event loop."""
-        self._task = asyncio.create_task(self._serve())
-
-    async def stop(self) -> None:
-        """Refuse new questions, answer those that wait, end the thread."""
-        self._stopping = True
-        self._arrived.set()
-        if self._task is not None:
-            await self._task
-        self._thread.shutdown()
 
     async def ask(
         self, question: str, wish: Wish, max_new_tokens: int, *, attention: bool = False
@@ -64,14 +48,10 @@ class Asking:
             TimeoutError: It takes longer than a question may.
             CMTError: What `Memory.ask` raises.
         """
-        if self._stopping:
-            raise StoppingError
-        if len(self._waiting) >= self._settings.waiting_questions:
-            raise OverloadedError("questions", self._settings.waiting_questions)
+        self._check_room()
         job = Job(question, wish, max_new_tokens, attention)
-        self._waiting.append(job)
+        self._enqueue(job)
         self._metrics.waiting_questions.set(len(self._waiting))
-        self._arrived.set()
         event: Event | None = None
         deadline = asyncio.get_running_loop().time() + self._settings.question_seconds
         try:
@@ -126,10 +106,6 @@ class Asking:
                     await self._arrival()
         except TimeoutError:
             pass
-
-    async def _arrival(self) -> None:
-        self._arrived.clear()
-        await self._arrived.wait()
 
     # On the model's thread from here on.
 

@@ -8,9 +8,7 @@ on disk.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import islice
@@ -18,10 +16,11 @@ from itertools import islice
 from cmt.errors import CMTError
 from cmt.memory import Memory
 from cmt.records import AddReport, Document, Failure
-from cmt.server.errors import OverloadedError, StoppingError, internal
+from cmt.server.errors import internal
 from cmt.server.metrics import Metrics
 from cmt.server.settings import Settings
 from cmt.server.turns import Turns
+from cmt.server.worker import Worker
 
 DOCUMENTS_AT_ONCE = 8  # before it is another request's turn
 
@@ -46,31 +45,15 @@ class _Request:
     events: asyncio.Queue[AddReport | BaseException | None] = field(default_factory=asyncio.Queue)
 
 
-class Learning:
+class Learning(Worker[_Request]):
     """The requests that bring documents, and the thread that learns them."""
 
     def __init__(self, memory: Memory, settings: Settings, turns: Turns, metrics: Metrics) -> None:
+        super().__init__("cmt-learns", "requests with documents", settings.waiting_requests)
         self._memory = memory
         self._settings = settings
         self._turns = turns
         self._metrics = metrics
-        self._waiting: deque[_Request] = deque()
-        self._arrived = asyncio.Event()
-        self._stopping = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cmt-learns")
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to learn; call it on the event loop."""
-        self._task = asyncio.create_task(self._serve())
-
-    async def stop(self) -> None:
-        """Refuse new requests, finish those that wait, end the thread."""
-        self._stopping = True
-        self._arrived.set()
-        if self._task is not None:
-            await self._task
-        self._thread.shutdown()
 
     async def learn(
         self, documents: Iterable[Document | Failure], *, known_only: bool = False
@@ -86,13 +69,9 @@ class Learning:
             TimeoutError: It takes longer than learning may.
             CMTError: What `Memory.add` or `documents` raises.
         """
-        if self._stopping:
-            raise StoppingError
-        if len(self._waiting) >= self._settings.waiting_requests:
-            raise OverloadedError("requests with documents", self._settings.waiting_requests)
+        self._check_room()
         request = _Request(iter(documents), known_only)
-        self._waiting.append(request)
-        self._arrived.set()
+        self._enqueue(request)
         deadline = asyncio.get_running_loop().time() + self._settings.learning_seconds
         try:
             while True:
@@ -112,8 +91,7 @@ class Learning:
             while not self._waiting:
                 if self._stopping:
                     return
-                self._arrived.clear()
-                await self._arrived.wait()
+                await self._arrival()
             request = self._waiting.popleft()
             if request.left:
                 continue
