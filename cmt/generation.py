@@ -1,10 +1,11 @@
 """Generation: the frozen model answers, with or without a prefix of memories.
 
 The only file that touches transformers' key/value caches. Prompts are padded on the left,
-prefixes masked, so that a question answered in a batch is the question answered alone.
+prefixes masked, so that a question answered in a batch is the question answered alone. Where
+memories are read separately, a prompt has a row for each and their logits are mixed (mixing.py).
 
-Shape legend: B prompts, T longest prompt, P prefix tokens (sink included), S all tokens so
-far, V vocabulary.
+Shape legend: B prompts (their rows, where memories are mixed), T longest prompt, P prefix tokens
+(sink included), S all tokens so far, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from cmt.aggregation import Prefix
 from cmt.attention import any_shape
 from cmt.base_model import BaseModel
 from cmt.errors import InputError
+from cmt.mixing import MixedPrefix, Mixer
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -103,12 +105,18 @@ def stream(
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise InputError("expected at least one prompt and one token in each, got none")
     _check_room(base, start + max(map(len, prompts)) + sampling.max_new_tokens)
+    texts = len(prompts)
+    if prefix is not None and len(prefix.tokens) != texts:
+        raise InputError(f"expected {texts} prefixes, got {len(prefix.tokens)}")
+    mixer = None
+    if isinstance(prefix, MixedPrefix):
+        mixer, prompts = Mixer(prefix, base.device), prefix.repeated(prompts)
     ends = base.end_tokens.union(stop_tokens)
     filler = base.tokenizer.eos_token_id or 0
     tokens_BT, valid_BT = _left_padded(prompts, filler, base.device)
     positions_BT = (valid_BT.cumsum(1) - 1).clamp(min=0) + start
-    cache, before_BP = _prefilled(base, prefix, len(prompts))
-    open_texts = [True] * len(prompts)
+    cache, before_BP = _prefilled(base, prefix)
+    open_texts = [True] * texts
     generator = torch.Generator(device=base.device)
     if sampling.seed is not None:
         generator.manual_seed(sampling.seed)
@@ -124,13 +132,16 @@ def stream(
                 use_cache=True,
                 logits_to_keep=1,
             )
-        next_B = _choose(output.logits[:, -1], sampling, generator)
+        logits_BV = output.logits[:, -1]
+        if mixer is not None:
+            logits_BV = mixer.mixed(logits_BV)
+        next_B = _choose(logits_BV, sampling, generator)
         chosen = next_B.tolist()
         open_texts = [o and token not in ends for o, token in zip(open_texts, chosen, strict=True)]
         if not any(open_texts):
             return
         yield [token if o else None for o, token in zip(open_texts, chosen, strict=True)]
-        tokens_BT = next_B[:, None]
+        tokens_BT = (next_B if mixer is None else mixer.told(next_B))[:, None]
         positions_BT = positions_BT[:, -1:] + 1
         valid_BT = torch.cat([valid_BT, valid_BT.new_ones(len(prompts), 1)], dim=1)
 
@@ -153,22 +164,19 @@ def _left_padded(
     return torch.tensor(tokens, device=device), torch.tensor(valid, device=device)
 
 
-def _prefilled(
-    base: BaseModel, prefix: Prefix | None, prompts: int
-) -> tuple[DynamicCache, Tensor | None]:
+def _prefilled(base: BaseModel, prefix: Prefix | None) -> tuple[DynamicCache, Tensor | None]:
     """A cache that holds sink and prefix, and the log-weights (B, P) of its places."""
     cache = DynamicCache()
     if prefix is None:
         return cache, None
-    if len(prefix.memories) != prompts:
-        raise InputError(f"expected {prompts} prefixes, got {len(prefix.memories)}")
+    rows = len(prefix.memories)
     memories = prefix.memories.to(device=base.device, dtype=base.dtype)
     for layer, sink in enumerate(base.sink):
         # (1, G, E) to (B, G, 1, E), then sink and memories side by side
         pair = [
             torch.cat(
                 [
-                    s.to(base.dtype).transpose(0, 1)[None].expand(prompts, -1, -1, -1),
+                    s.to(base.dtype).transpose(0, 1)[None].expand(rows, -1, -1, -1),
                     memories[:, layer, part],
                 ],
                 dim=2,
@@ -176,7 +184,7 @@ def _prefilled(
             for part, s in enumerate(sink)
         ]
         cache.update(pair[0], pair[1], layer)
-    sink_B1 = torch.zeros(prompts, 1, device=base.device)
+    sink_B1 = torch.zeros(rows, 1, device=base.device)
     return cache, torch.cat([sink_B1, prefix.log_weights_BP.to(base.device)], dim=1)
 
 
