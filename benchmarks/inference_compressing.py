@@ -1,0 +1,191 @@
+"""Compression beside the plain model's forward pass over the same tokens, for `inference.py`.
+
+Shape legend: N packed tokens, B documents of a batch, T longest document.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from inference_timing import paired_ratio, profiled, rounds, seconds, spread
+from torch import nn
+
+from cmt.attention import PackedPass, pack
+from cmt.base_model import BaseModel
+from cmt.compressor import Compressor, prepare
+from cmt.datasets import QADataset
+from cmt.encoding import batches, encode_documents
+from cmt.evaluation.qa import learn
+from cmt.splitting import split
+from cmt.tensors import move
+
+Pieces = Sequence[Sequence[int]]
+
+
+def tokenised(compressor: Compressor, dataset: QADataset) -> list[tuple[int, ...]]:
+    """Token ids of every piece of the documents, like lengths together, as they are learned."""
+    config = compressor.config
+    pieces = [
+        part.token_ids
+        for document in dataset.documents
+        for part in split(
+            document.text,
+            compressor.base.tokenizer,
+            max_tokens=config.max_piece_tokens,
+            overlap_tokens=config.overlap_tokens,
+        )
+    ]
+    return sorted(pieces, key=len)
+
+
+def batched(pieces: Pieces, memory_tokens: int, batch_tokens: int) -> list[list[int]]:
+    """Numbers of the pieces of each pass, as `encode_documents` takes them."""
+    return list(batches([len(piece) + memory_tokens + 1 for piece in pieces], batch_tokens))
+
+
+def compress(compressor: Compressor, pieces: Pieces, batch_tokens: int) -> None:
+    """Token ids to memories as the bank stores them, left on the device."""
+    for _, encoded in encode_documents(compressor, pieces, batch_tokens):
+        encoded.stacked().bfloat16()
+
+
+def precision(compressor: Compressor) -> AbstractContextManager[object]:
+    """The plain model multiplies as the compressor does."""
+    if not compressor.bfloat16_products:
+        return nullcontext()
+    return torch.autocast(compressor.base.device.type, torch.bfloat16)
+
+
+@torch.no_grad()
+def plain_packed(plain: BaseModel, pieces: Pieces) -> None:
+    """Last hidden states of the documents in one row, with our attention."""
+    tokens_N = torch.cat([torch.tensor(piece) for piece in pieces]).to(plain.device)
+    positions_N = torch.cat([torch.arange(len(piece)) for piece in pieces]).to(plain.device)
+    run = PackedPass(packing=move(pack([[len(piece) for piece in pieces]]), plain.device))
+    plain.run_packed(plain.embed(tokens_N), positions_N, run)
+
+
+@torch.no_grad()
+def plain_padded(plain: BaseModel, pieces: Pieces) -> None:
+    """Last hidden states of the documents in a padded rectangle, by plain transformers."""
+    tokens_BT = nn.utils.rnn.pad_sequence([torch.tensor(p) for p in pieces], batch_first=True)
+    lengths_B = torch.tensor([len(piece) for piece in pieces])
+    valid_BT = (torch.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]).long()
+    plain.decoder(
+        input_ids=tokens_BT.to(plain.device),
+        attention_mask=valid_BT.to(plain.device),
+        use_cache=False,
+    )
+
+
+def operations(base: BaseModel, lengths: Sequence[int]) -> int:
+    """Floating-point operations of a pass: 2 · weights · tokens, and causal attention.
+
+    The embedding is a look-up, and no logits are made: neither counts.
+    """
+    inner = {id(p) for p in base.model.get_input_embeddings().parameters()}
+    shapes = [p for p in base.decoder.parameters() if p.dim() == 2 and id(p) not in inner]
+    adapters = {
+        id(p) for name, p in base.decoder.named_parameters() if "lora_" in name
+    }  # merged into the weights once, not part of a pass
+    weights = sum(p.numel() for p in shapes if id(p) not in adapters)
+    config = base.model.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    a_pair = 4 * base.dimensions.layers * config.num_attention_heads * head  # scores and values
+    pairs = sum(n * (n + 1) // 2 for n in lengths)
+    return 2 * weights * sum(lengths) + a_pair * pairs
+
+
+def stages(
+    compressor: Compressor, pieces: Pieces, passes: Sequence[Sequence[int]], how_many: int
+) -> dict[str, float]:
+    """Median seconds of a compression's parts, all passes together."""
+    K, device = compressor.config.memory_tokens, compressor.base.device
+    times: dict[str, list[float]] = {"laying out": [], "pass": [], "stacking": []}
+    for _ in range(how_many):
+        total = dict.fromkeys(times, 0.0)
+        for rows in passes:
+            made: list[Any] = []
+
+            def lay_out(rows: Sequence[int] = rows, made: list[Any] = made) -> None:
+                made.append(move(prepare([pieces[i] for i in rows], [], K), device))
+
+            def run(made: list[Any] = made) -> None:
+                with torch.no_grad():
+                    made.append(compressor(made[0]))
+
+            total["laying out"] += seconds(device, lay_out)
+            total["pass"] += seconds(device, run)
+            total["stacking"] += seconds(device, made[1].stacked().bfloat16)
+        for name, took in total.items():
+            times[name].append(took)
+    return {name: statistics.median(own) for name, own in times.items()}
+
+
+def measure(
+    compressor: Compressor,
+    plain: BaseModel,
+    dataset: QADataset,
+    *,
+    batch_tokens: int,
+    how_many: int,
+    rate: float,
+    with_profile: bool,
+) -> dict[str, Any]:
+    """Compression and plain passes in turn: seconds, rates, ratios, share of the matrix rate."""
+    device, K = plain.device, compressor.config.memory_tokens
+    pieces = tokenised(compressor, dataset)
+    passes = batched(pieces, K, batch_tokens)
+
+    def each(run: Callable[[BaseModel, Pieces], None]) -> Callable[[int], None]:
+        def every_pass(_: int) -> None:
+            with precision(compressor):
+                for rows in passes:
+                    run(plain, [pieces[i] for i in rows])
+
+        return every_pass
+
+    variants: dict[str, Callable[[int], object]] = {
+        "compress": lambda _: compress(compressor, pieces, batch_tokens),
+        "learn, from text": lambda _: learn(compressor, dataset, batch_tokens=batch_tokens),
+        "plain, packed": each(plain_packed),
+        "plain, padded": each(plain_padded),
+    }
+    times = rounds(device, variants, how_many, 1)
+    lengths = [len(piece) for piece in pieces]
+    tokens, documents = sum(lengths), len(dataset.documents)
+    long = [length + K + 1 for length in lengths]
+    rows: dict[str, Any] = {}
+    for name, own in times.items():
+        took = spread(own)
+        needed = operations(plain, lengths if name.startswith("plain") else long)
+        rows[name] = {
+            "seconds": took,
+            "documents_per_second": documents / took["median"],
+            "tokens_per_second": tokens / took["median"],
+            "floating_point_operations": needed,
+            "share_of_matrix_rate": needed / took["median"] / rate,
+        }
+    result = {
+        "documents": documents,
+        "pieces": len(pieces),
+        "tokens": tokens,
+        "tokens_with_memory_and_key": sum(long),
+        "passes": len(passes),
+        "batch_tokens": batch_tokens,
+        "rows": rows,
+        "ratios": {
+            f"{name} / {against}": paired_ratio(times[against], times[name])
+            for name in ("compress", "learn, from text")
+            for against in ("plain, packed", "plain, padded")
+        },
+        "compress_stages": stages(compressor, pieces, passes, max(1, how_many)),
+    }
+    if with_profile:
+        batch = [pieces[i] for i in passes[len(passes) // 2]]
+        result["profile"] = profiled(device, lambda: compress(compressor, batch, batch_tokens))
+    return result
