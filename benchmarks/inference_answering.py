@@ -30,6 +30,7 @@ from cmt.memory import DEFAULT_RERANK
 from cmt.methods.answering import AnswerConfig
 from cmt.methods.few_shot import solved_examples
 from cmt.methods.kv_memory import KvMemory, KvMemoryConfig
+from cmt.methods.method import Reply
 from cmt.methods.retrievers import Bm25
 from cmt.methods.text_in_prompt import TextInPrompt, TextInPromptConfig
 from cmt.opening import fingerprint
@@ -66,8 +67,21 @@ def endless(base: BaseModel) -> BaseModel:
     return cast(BaseModel, Endless(base))
 
 
+class Learned(KvMemory):
+    """Key/value memory over a bank that was learned before."""
+
+    def take(self, bank: ResidentBank, documents: int) -> None:
+        """As `learn` leaves it."""
+        self._bank, self._documents = bank, documents
+
+
 def methods(
-    compressor: Compressor, plain: BaseModel, dataset: QADataset, examples: str, tokens: int | None
+    compressor: Compressor,
+    plain: BaseModel,
+    bank: ResidentBank,
+    dataset: QADataset,
+    examples: str,
+    tokens: int | None,
 ) -> dict[str, Answers]:
     """Every method with the documents learned; `tokens` fixes the length of answers.
 
@@ -77,10 +91,10 @@ def methods(
     answers = AnswerConfig(max_new_tokens=tokens or AnswerConfig().max_new_tokens, batch_size=4096)
     made: dict[str, Answers] = {}
     for name, rerank in ((MEMORY, DEFAULT_RERANK), (NO_RERANK, 0)):
-        memory = KvMemory(compressor, KvMemoryConfig(rerank=rerank), answers)
+        memory = Learned(compressor, KvMemoryConfig(rerank=rerank), answers)
         if tokens is not None:
             memory.reader = endless(memory.reader)
-        memory.learn(dataset.documents)
+        memory.take(bank, len(dataset.documents))
         made[name] = memory.answer
     reader = plain if tokens is None else endless(plain)
     for name, top_k in ((RAG_1, 1), (RAG_3, 3), (CLOSED, 0)):
@@ -205,12 +219,10 @@ def measure(  # noqa: PLR0913
     """Every method at every batch size: seconds, questions a second, ratios to memory."""
     device = plain.device
     examples = solved_examples(training, SHOTS)
-    free = methods(compressor, plain, dataset, examples, None)
-    fixed = methods(compressor, plain, dataset, examples, tokens)
     texts = [question.text for question in dataset.questions]
     bank = learn(compressor, dataset)
-    read = {name: [reply for reply in answer(texts[: max(batch_sizes)])]
-            for name, answer in free.items()}  # fmt: skip
+    free = methods(compressor, plain, bank, dataset, examples, None)
+    fixed = methods(compressor, plain, bank, dataset, examples, tokens)
     result: dict[str, Any] = {
         "answer_tokens_at_most": AnswerConfig().max_new_tokens,
         "answer_tokens_fixed": tokens,
@@ -218,13 +230,6 @@ def measure(  # noqa: PLR0913
         "shots": SHOTS,
         "batches": {},
         "left_out": [size for size in batch_sizes if size > len(texts)],
-    }
-    result["tokens_per_question"] = {
-        name: {
-            "text": sum(reply.text_tokens for reply in replies) / len(replies),
-            "memory": sum(reply.memory_tokens for reply in replies) / len(replies),
-        }
-        for name, replies in read.items()
     }
     with tempfile.TemporaryDirectory() as folder:
         stored = Bank.open(Path(folder) / "bank", fingerprint(compressor))
@@ -266,17 +271,30 @@ def compared(
     size: int,
 ) -> dict[str, Any]:
     """All methods in turn over the same batches."""
-    calls: dict[str, Callable[[int], object]] = {
-        name: lambda number, answer=answer: answer(batch(number))  # type: ignore[misc]
-        for name, answer in variants.items()
-    }
-    times = rounds(device, calls, how_many, each)
+    replies: dict[str, list[Any]] = {name: [] for name in variants}
+
+    def call(name: str) -> Callable[[int], None]:
+        return lambda number: replies[name].extend(variants[name](batch(number)))
+
+    warm = device.type != "cpu"  # a CPU needs none, and has no time to lose
+    times = rounds(device, {name: call(name) for name in variants}, how_many, each, warm)
     return {
         name: {
             "seconds": (took := spread(own)),
             "seconds_per_question": took["median"] / size,
             "questions_per_second": size / took["median"],
             "ratio_to_memory": paired_ratio(own, times[MEMORY]),
+            "tokens_per_question": tokens_of(replies[name]),
         }
         for name, own in times.items()
+    }
+
+
+def tokens_of(replies: Sequence[Any]) -> dict[str, float]:
+    """Tokens read for a question, as text and as memory, re-ranking included."""
+    told = [reply for reply in replies if isinstance(reply, Reply)]
+    return {
+        kind: sum(getattr(reply, f"{kind}_tokens") for reply in told) / len(told)
+        for kind in ("text", "memory")
+        if told
     }

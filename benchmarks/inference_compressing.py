@@ -100,29 +100,23 @@ def operations(base: BaseModel, lengths: Sequence[int]) -> int:
     return 2 * weights * sum(lengths) + a_pair * pairs
 
 
-def stages(
-    compressor: Compressor, pieces: Pieces, passes: Sequence[Sequence[int]], how_many: int
-) -> dict[str, float]:
-    """Median seconds of a compression's parts, all passes together."""
+def stages(compressor: Compressor, pieces: Pieces, how_many: int) -> dict[str, float]:
+    """Median seconds of the parts of one pass."""
     K, device = compressor.config.memory_tokens, compressor.base.device
     times: dict[str, list[float]] = {"laying out": [], "pass": [], "stacking": []}
+    made: list[Any] = [None, None]
+
+    def lay_out() -> None:
+        made[0] = move(prepare(pieces, [], K), device)
+
+    def run() -> None:
+        with torch.no_grad():
+            made[1] = compressor(made[0])
+
     for _ in range(how_many):
-        total = dict.fromkeys(times, 0.0)
-        for rows in passes:
-            made: list[Any] = []
-
-            def lay_out(rows: Sequence[int] = rows, made: list[Any] = made) -> None:
-                made.append(move(prepare([pieces[i] for i in rows], [], K), device))
-
-            def run(made: list[Any] = made) -> None:
-                with torch.no_grad():
-                    made.append(compressor(made[0]))
-
-            total["laying out"] += seconds(device, lay_out)
-            total["pass"] += seconds(device, run)
-            total["stacking"] += seconds(device, made[1].stacked().bfloat16)
-        for name, took in total.items():
-            times[name].append(took)
+        times["laying out"].append(seconds(device, lay_out))
+        times["pass"].append(seconds(device, run))
+        times["stacking"].append(seconds(device, lambda: made[1].stacked().bfloat16()))
     return {name: statistics.median(own) for name, own in times.items()}
 
 
@@ -133,10 +127,9 @@ def measure(
     *,
     batch_tokens: int,
     how_many: int,
-    rate: float,
     with_profile: bool,
 ) -> dict[str, Any]:
-    """Compression and plain passes in turn: seconds, rates, ratios, share of the matrix rate."""
+    """Compression and plain passes in turn: seconds, rates, operations, ratios."""
     device, K = plain.device, compressor.config.memory_tokens
     pieces = tokenised(compressor, dataset)
     passes = batched(pieces, K, batch_tokens)
@@ -168,13 +161,14 @@ def measure(
             "documents_per_second": documents / took["median"],
             "tokens_per_second": tokens / took["median"],
             "floating_point_operations": needed,
-            "share_of_matrix_rate": needed / took["median"] / rate,
         }
+    middle = [pieces[i] for i in passes[len(passes) // 2]]
     result = {
         "documents": documents,
         "pieces": len(pieces),
         "tokens": tokens,
         "tokens_with_memory_and_key": sum(long),
+        "token_ratio": tokens / sum(long),  # the speed ratio where only tokens cost
         "passes": len(passes),
         "batch_tokens": batch_tokens,
         "rows": rows,
@@ -183,9 +177,8 @@ def measure(
             for name in ("compress", "learn, from text")
             for against in ("plain, packed", "plain, padded")
         },
-        "compress_stages": stages(compressor, pieces, passes, max(1, how_many)),
+        "one_pass_stages": stages(compressor, middle, how_many),
     }
     if with_profile:
-        batch = [pieces[i] for i in passes[len(passes) // 2]]
-        result["profile"] = profiled(device, lambda: compress(compressor, batch, batch_tokens))
+        result["profile"] = profiled(device, lambda: compress(compressor, middle, batch_tokens))
     return result

@@ -25,16 +25,20 @@ def seconds(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def rounds(
-    device: torch.device, variants: Mapping[str, Callable[[int], object]], how_many: int, each: int
+    device: torch.device,
+    variants: Mapping[str, Callable[[int], object]],
+    how_many: int,
+    each: int,
+    warm: bool = True,
 ) -> dict[str, list[float]]:
     """Seconds of every variant, `each` times a round; a round begins with another variant.
 
-    A variant is given the number of its repeat, from 0, the same for all of them; one round
-    more, the first, is not counted.
+    A variant is given the number of its repeat, from 0, the same for all of them. With `warm`
+    one round more, the first, is not counted.
     """
     names = list(variants)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(-1, how_many):
+    for number in range(-1 if warm else 0, how_many):
         shift = max(number, 0) % len(names)
         for name in names[shift:] + names[:shift]:
             for repeat in range(each):
@@ -73,7 +77,8 @@ def profiled(device: torch.device, work: Callable[[], object]) -> dict[str, Any]
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda
     with profile(activities=activities) as made:
         seconds(device, work)
-    operators = made.key_averages()
+    # the device's time is told by operator: its kernels have rows of their own
+    operators = [row for row in made.key_averages() if row.device_type == DeviceType.CPU]
     key = "self_device_time_total" if on_cuda else "self_cpu_time_total"
     dearest = sorted(operators, key=lambda row: -getattr(row, key))[:TOP]
     result: dict[str, Any] = {
