@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cmt.aggregating import Aggregation
     from cmt.errors import (
         BankError,
         CheckpointError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AddReport",
+    "Aggregation",
     "Answer",
     "BankError",
     "CMTError",
@@ -53,6 +55,7 @@ __all__ = [
 
 _PLACES = {
     "AddReport": "records",
+    "Aggregation": "aggregating",
     "Answer": "records",
     "Document": "records",
     "Failure": "records",

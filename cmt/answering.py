@@ -11,6 +11,7 @@ from typing import TypedDict
 import torch
 
 from cmt import prompts
+from cmt.aggregating import Aggregation
 from cmt.aggregation import Prefix, matching_weights
 from cmt.bank import MemorySource
 from cmt.base_model import BaseModel
@@ -27,6 +28,7 @@ class AskOptions(Filters, total=False):
 
     top_k: int
     rerank: int
+    aggregation: Aggregation
     sampling: Sampling
     batch_size: int
     min_score: float | None
@@ -134,6 +136,7 @@ def best(
     scale: float,
     likelihoods_C: torch.Tensor | None = None,
     later: Callable[[Sequence[float]], tuple[list[int], dict[int, int]]] | None = None,
+    temperature: float = 1.0,
 ) -> Found:
     """The top_k best of C candidates with their weights, a softmax of their scores.
 
@@ -152,7 +155,7 @@ def best(
     else:
         order, replaced = later(logits_C.tolist())
     order = order[:top_k]
-    shares = zip(order, matching_weights(logits_C[order], 1.0).tolist(), strict=True)
+    shares = zip(order, matching_weights(logits_C[order], 1 / temperature).tolist(), strict=True)
     return Found(
         tuple(replace(matches[place], weight=share) for place, share in shares),
         [found.memories[place] for place in order if found.memories],

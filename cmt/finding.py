@@ -52,10 +52,12 @@ class Finder:
         *,
         with_tensors: bool = True,
         prefer_later: bool = True,
+        temperature: float = 1.0,
     ) -> list[Found]:
         """The memories to be read for each question, best first; none where none is selected.
 
         With `prefer_later`, a candidate gives way to a later one on its subject (freshness.py).
+        `temperature` is of their weights (aggregating.py).
 
         Raises:
             EmptyBankError: The bank holds no memory.
@@ -73,7 +75,14 @@ class Finder:
         if again and any(own.matches for own in found):
             likelihoods = list(self._likelihoods(questions, found))
         return [
-            best(own, top_k, scale, likelihoods_C, self._later(own_hits) if prefer_later else None)
+            best(
+                own,
+                top_k,
+                scale,
+                likelihoods_C,
+                self._later(own_hits) if prefer_later else None,
+                temperature,
+            )
             for own, own_hits, likelihoods_C in zip(found, hits, likelihoods, strict=True)
         ]
 

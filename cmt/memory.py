@@ -4,7 +4,8 @@
     store       the memory bank {Mⁱ} takes them, durably
     self-match  the question's key Θ(q) against the bank's keys, the best re-ranked by how
                 likely the frozen model finds the question after each: the k best memories
-    aggregate   ψ: those k, weighted by how well they match, become one prefix M*
+    aggregate   ψ: those k, weighted by how well they match, become one prefix M*, or
+                are read one by one and mixed (aggregating.py)
     generate    y = LLM(q; π(M*)): the frozen model answers after that prefix
 
 What surrounds these steps is elsewhere: `learning.py` gathers documents into batches,
@@ -28,7 +29,8 @@ from typing import TypeVar, Unpack, overload
 import torch
 
 from cmt import prompts, weights
-from cmt.aggregation import Prefix, aggregate
+from cmt.aggregating import CONCATENATED, Aggregation
+from cmt.aggregation import Prefix
 from cmt.answering import AloneOptions, AskOptions, Found, Reading, batches, without_memory
 from cmt.bank import Bank
 from cmt.bank.connection import check_path
@@ -293,6 +295,7 @@ class Memory(Holdings):
         *,
         top_k: int = DEFAULT_TOP_K,
         rerank: int = DEFAULT_RERANK,
+        aggregation: Aggregation = CONCATENATED,
         sampling: Sampling = GREEDY,
         batch_size: int = BATCH_SIZE,
         min_score: float | None = DEFAULT_MIN_SCORE,
@@ -308,6 +311,7 @@ class Memory(Holdings):
             question: One, or several.
             top_k: How many memories are read for a question.
             rerank: How many of those found are re-ranked first; up to top_k: none.
+            aggregation: How several memories are read together.
             sampling: How tokens are chosen.
             batch_size: Questions answered together.
             min_score: Least cosine of question and best memory; None answers in any case.
@@ -321,7 +325,14 @@ class Memory(Holdings):
                 filter that is no date, tag or namespace.
         """
         read = partial(
-            self._read, top_k, rerank, sampling, min_score, prefer_later, select(**filters)
+            self._read,
+            top_k,
+            rerank,
+            aggregation,
+            sampling,
+            min_score,
+            prefer_later,
+            select(**filters),
         )
         return self._ask(question, batch_size, sampling, read)
 
@@ -331,6 +342,7 @@ class Memory(Holdings):
         *,
         top_k: int = DEFAULT_TOP_K,
         rerank: int = DEFAULT_RERANK,
+        aggregation: Aggregation = CONCATENATED,
         sampling: Sampling = GREEDY,
         min_score: float | None = DEFAULT_MIN_SCORE,
         prefer_later: bool = True,
@@ -341,8 +353,9 @@ class Memory(Holdings):
         The memories are found before this returns, so it raises what `ask` does.
         """
         asked = prompts.checked([question])
+        selection = select(**filters)
         reading = self._read(
-            top_k, rerank, sampling, min_score, prefer_later, select(**filters), asked
+            top_k, rerank, aggregation, sampling, min_score, prefer_later, selection, asked
         )
         tokens = (step[0] for step in self._generate(reading, sampling))
         return AnswerStream(
@@ -352,7 +365,7 @@ class Memory(Holdings):
             matches=reading.matches[0],
         )
 
-    def steps(
+    def steps(  # noqa: PLR0913
         self,
         questions: Sequence[str],
         *,
@@ -360,6 +373,7 @@ class Memory(Holdings):
         chat: bool = False,
         top_k: int = DEFAULT_TOP_K,
         rerank: int = DEFAULT_RERANK,
+        aggregation: Aggregation = CONCATENATED,
         sampling: Sampling = GREEDY,
         min_score: float | None = DEFAULT_MIN_SCORE,
         prefer_later: bool = True,
@@ -375,6 +389,7 @@ class Memory(Holdings):
             chat: As for that; nothing where memory is read.
             top_k: As for `ask`.
             rerank: As for `ask`.
+            aggregation: As for `ask`.
             sampling: As for `ask`.
             prefer_later: As for `ask`.
             min_score: As for `ask`; an abstained answer has no token, see `Reading.answers`.
@@ -386,8 +401,9 @@ class Memory(Holdings):
         """
         asked = prompts.checked(questions)
         if memory:
+            selection = select(**filters)
             reading = self._read(
-                top_k, rerank, sampling, min_score, prefer_later, select(**filters), asked
+                top_k, rerank, aggregation, sampling, min_score, prefer_later, selection, asked
             )
         else:
             reading = without_memory(self._base, sampling.max_new_tokens, asked, chat=chat)
@@ -417,6 +433,7 @@ class Memory(Holdings):
         self,
         top_k: int,
         rerank: int,
+        aggregation: Aggregation,
         sampling: Sampling,
         min_score: float | None,
         prefer_later: bool,
@@ -426,7 +443,14 @@ class Memory(Holdings):
         """Self-match and aggregate: everything the frozen model is to read."""
         began = time.perf_counter()
         tokens = prompts.plain(self._base, questions, self._start, sampling.max_new_tokens)
-        found = self._finder.find(tokens, top_k, rerank, selection, prefer_later=prefer_later)
+        found = self._finder.find(
+            tokens,
+            top_k,
+            rerank,
+            selection,
+            prefer_later=prefer_later,
+            temperature=aggregation.temperature,
+        )
         fitting = [place for place, own in enumerate(found) if own.fits(min_score)]
         return Reading(
             base=self._base,
@@ -436,15 +460,10 @@ class Memory(Holdings):
             matches=[own.matches for own in found],
             older=[own.older for own in found],
             start=self._start,
-            prefix=self._aggregate([found[place] for place in fitting]) if fitting else None,
+            prefix=_aggregated([found[place] for place in fitting], aggregation)
+            if fitting
+            else None,
             answered=fitting,
-        )
-
-    def _aggregate(self, questions: Sequence[Found]) -> Prefix:
-        """Aggregate (ψ): each question's memories side by side, weighted by how they match."""
-        return aggregate(
-            [own.memories for own in questions],
-            [[match.weight for match in own.matches] for own in questions],
         )
 
     def _generate(self, reading: Reading, sampling: Sampling) -> Iterator[list[int | None]]:
@@ -523,3 +542,11 @@ class Memory(Holdings):
             base_model=self._base.name,
             fingerprint=self.bank.fingerprint,
         )
+
+
+def _aggregated(questions: Sequence[Found], aggregation: Aggregation) -> Prefix:
+    """Aggregate (ψ): each question's memories, weighted by how they match."""
+    return aggregation.prefix(
+        [own.memories for own in questions],
+        [[match.weight for match in own.matches] for own in questions],
+    )

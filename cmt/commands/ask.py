@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from cmt.commands.options import (
+    aggregate_option,
     filter_options,
     json_option,
     max_new_tokens_option,
@@ -27,6 +28,7 @@ from cmt.errors import InputError
 @click.argument("questions", nargs=-1)
 @top_k_option
 @rerank_option
+@aggregate_option
 @max_new_tokens_option
 @click.option(
     "--temperature",
@@ -56,6 +58,7 @@ def ask(  # noqa: PLR0913
     questions: tuple[str, ...],
     top_k: int | None,
     rerank: int | None,
+    aggregate: str | None,
     max_new_tokens: int,
     temperature: float,
     top_p: float,
@@ -84,6 +87,7 @@ def ask(  # noqa: PLR0913
     """  # noqa: D301
     if not questions and _stdin_is_a_terminal():
         raise click.UsageError("Expected a question, or questions on standard input.")
+    from cmt.aggregating import CONCATENATED, Aggregation
     from cmt.generation import Sampling
     from cmt.memory import BATCH_SIZE, DEFAULT_MIN_SCORE, DEFAULT_RERANK, DEFAULT_TOP_K, Memory
 
@@ -105,6 +109,7 @@ def ask(  # noqa: PLR0913
                     batch,
                     top_k=top_k or DEFAULT_TOP_K,
                     rerank=DEFAULT_RERANK if rerank is None else rerank,
+                    aggregation=Aggregation(how=aggregate) if aggregate else CONCATENATED,
                     sampling=sampling,
                     min_score=DEFAULT_MIN_SCORE if min_score is None else min_score,
                     **filters,

@@ -15,10 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cmt.commands.options import json_option, model_options, on_terminal, print_json, size
+from cmt.commands.options import (
+    aggregate_option,
+    json_option,
+    model_options,
+    on_terminal,
+    print_json,
+    size,
+)
 from cmt.errors import InputError
 
 if TYPE_CHECKING:
+    from cmt.aggregating import Aggregation
     from cmt.compressor import Compressor
     from cmt.datasets import QADataset
     from cmt.evaluation.qa import QAResult, Scores
@@ -37,6 +45,14 @@ def _numbers(ctx: click.Context, option: click.Parameter, value: str) -> tuple[i
 @click.option("--top-k", callback=_numbers, default="1", show_default=True, help="E.g. 1,3.")
 @click.option("--rerank", type=click.IntRange(min=0), default=4, show_default=True,
               help="How many memories are re-ranked; 0: none.")  # fmt: skip
+@aggregate_option
+@click.option(
+    "--match-temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of the weights of several memories; below 1 the best counts more.",
+)
 @click.option(
     "--sample", type=click.IntRange(min=1), help="Ask N random questions (always the same)."
 )
@@ -50,6 +66,8 @@ def evaluate(  # noqa: PLR0913, PLR0917
     bank_size: int | None,
     top_k: tuple[int, ...],
     rerank: int,
+    aggregate: str | None,
+    match_temperature: float,
     sample: int | None,
     limit: int | None,
     batch_size: int,
@@ -73,10 +91,12 @@ def evaluate(  # noqa: PLR0913, PLR0917
     import numpy as np
     from tqdm import tqdm
 
+    from cmt.aggregating import Aggregation
     from cmt.datasets import load_squad, stream
     from cmt.evaluation import qa
     from cmt.opening import load_compressor
 
+    aggregation = Aggregation(how=aggregate or "concatenate", temperature=match_temperature)
     data = load_squad(dataset, split="dev" if dataset.is_dir() else None, strict=False)
     if bank_size is not None:
         data = stream(data, bank_size)
@@ -91,9 +111,15 @@ def evaluate(  # noqa: PLR0913, PLR0917
     asked = len(data.questions) * (len(top_k) + 1)
     with tqdm(total=asked, unit=" answers", disable=not on_terminal(), leave=False) as bar:
         result = qa.evaluate(
-            compressor, data, top_k=top_k, rerank=rerank, batch_size=batch_size, progress=bar
+            compressor,
+            data,
+            top_k=top_k,
+            rerank=rerank,
+            aggregation=aggregation,
+            batch_size=batch_size,
+            progress=bar,
         )
-    record = _record(result, data, compressor)
+    record = _record(result, data, compressor, aggregation)
     if out is not None:
         out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if as_json:
@@ -102,7 +128,9 @@ def evaluate(  # noqa: PLR0913, PLR0917
         _print_table(result)
 
 
-def _record(result: QAResult, data: QADataset, compressor: Compressor) -> dict[str, Any]:
+def _record(
+    result: QAResult, data: QADataset, compressor: Compressor, aggregation: Aggregation
+) -> dict[str, Any]:
     """The figures, and what it takes to have them again."""
     import torch
 
@@ -120,6 +148,7 @@ def _record(result: QAResult, data: QADataset, compressor: Compressor) -> dict[s
         "base_model": compressor.base.name,
         "base_model_fingerprint": compressor.base.fingerprint,
         "compressor_fingerprint": compressor.fingerprint(),
+        "aggregation": asdict(aggregation),
         **asdict(result),
     }
 

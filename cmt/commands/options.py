@@ -46,6 +46,12 @@ rerank_option = click.option(
     help="How many of the memories found are re-ranked by how likely they make the "
     "question; 0: none.  [default: the library's, 4]",
 )
+aggregate_option = click.option(
+    "--aggregate",
+    type=click.Choice(["concatenate", "mix", "posterior"]),
+    help="How several memories are read: side by side; separately, their distributions mixed; "
+    "or mixed by how well each explains the answer so far.  [default: the library's, concatenate]",
+)
 min_score_option = click.option(
     "--min-score",
     type=click.FloatRange(-1, 1),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmt.aggregation import aggregate_resident, matching_weights
+from cmt.aggregating import CONCATENATED, Aggregation
 from cmt.compressor import Compressor
 from cmt.datasets.qa import QADataset
 from cmt.encoding import encode_documents, encode_questions
@@ -136,6 +136,7 @@ def evaluate(  # noqa: PLR0913
     given: bool = True,
     rerank: int = 0,
     shortlist: int = SHORTLIST,
+    aggregation: Aggregation = CONCATENATED,
     bank: ResidentBank | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 24,
@@ -152,6 +153,7 @@ def evaluate(  # noqa: PLR0913
         rerank: How many memories are found and re-ranked (reranking.py); 0: none.
         shortlist: How many memories are found by key and compared by late interaction, where
             the compressor has it; 0: none.
+        aggregation: How several memories are read together.
         bank: The dataset's documents, learned already; None learns them.
         batch_size: Questions answered at a time.
         max_new_tokens: Longest answer.
@@ -192,8 +194,8 @@ def evaluate(  # noqa: PLR0913
         for rows in chunks(by_length, batch_size):
             index = torch.tensor(rows, device=base.device)
             chosen_BM = chosen_QM[index]
-            weights = matching_weights(scores_QD[index].gather(1, chosen_BM), 1.0)
-            prefix = aggregate_resident(bank.memories, chosen_BM, weights)
+            scores_BM = scores_QD[index].gather(1, chosen_BM)
+            prefix = aggregation.resident_prefix(bank.memories, chosen_BM, scores_BM)
             texts = generate(
                 base,
                 [prompts[i] for i in rows],

@@ -1,4 +1,4 @@
-"""Our CMT: a memory is keys and values, the k best are read side by side by the frozen model.
+"""Our CMT: a memory is keys and values, the k best are read by the frozen model.
 
 The same compressing, matching and re-ranking as `Memory`, with the bank on the model's device.
 
@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cmt.aggregation import Prefix, aggregate_resident, matching_weights
+from cmt.aggregating import Aggregation
+from cmt.aggregation import Prefix
 from cmt.checkpoint import CONFIG, from_pretrained, save_pretrained
 from cmt.compressor import Compressor
 from cmt.datasets.qa import QADataset
@@ -41,21 +42,30 @@ class KvMemoryConfig:
         top_k: Memories read for a question; 0: the whole bank, weighted by how they match.
         rerank: Memories found and re-ranked by the frozen model; 0: none.
         shortlist: Memories compared by late interaction, where the compressor has it; 0: none.
+        aggregate, temperature: How several memories are read together, `Aggregation`'s.
         alpha, matching: Of the training objective; None leaves what the recipe says.
     """
 
     top_k: int = 1
     rerank: int = 0
     shortlist: int = SHORTLIST
+    aggregate: str = "concatenate"
+    temperature: float = 1.0
     alpha: float | None = None
     matching: float | None = None
     batch_tokens: int = 16384
 
     def __post_init__(self) -> None:
-        """Refuse numbers below their least."""
+        """Refuse numbers below their least, and what is no aggregation."""
+        _ = self.aggregation
         for name, least in (("top_k", 0), ("rerank", 0), ("shortlist", 0), ("batch_tokens", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"expected {name} of at least {least}, got {getattr(self, name)}")
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """How several memories are read together."""
+        return Aggregation(how=self.aggregate, temperature=self.temperature)
 
 
 class KvMemory:
@@ -123,8 +133,8 @@ class KvMemory:
         K = self._compressor.config.memory_tokens
 
         def prefix_of(rows: list[int]) -> Prefix:
-            weights = matching_weights(best.values[rows, :M], 1.0)
-            return aggregate_resident(bank.memories, best.indices[rows, :M], weights)
+            chosen_BM, scores_BM = best.indices[rows, :M], best.values[rows, :M]
+            return config.aggregation.resident_prefix(bank.memories, chosen_BM, scores_BM)
 
         texts = generated(
             base,
@@ -135,10 +145,11 @@ class KvMemory:
         )
         owners = bank.owners_D[best.indices[:, : 2 * FOUND]].tolist()
         looks = min(config.rerank, len(bank.keys)) if config.rerank > 1 else 0  # by re-ranking
+        reads = M if config.aggregation.is_separate else 1  # of a question, to answer it
         return [
             Reply(
                 text=text,
-                text_tokens=len(prompt) * (1 + looks),
+                text_tokens=len(prompt) * (reads + looks),
                 memory_tokens=(M + looks) * K,
                 documents=tuple(dict.fromkeys(own))[:FOUND],
             )
