@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from click.testing import CliRunner
 
 from cmt import Aggregation
+from cmt.checkpoint import save_pretrained
 from cmt.cli import main
 from cmt.errors import InputError
 from cmt.evaluation.qa import evaluate
@@ -13,8 +16,9 @@ from cmt.evaluation.stream import run_stream
 from cmt.generation import Sampling, collect
 from cmt.methods.answering import AnswerConfig
 from cmt.methods.kv_memory import KvMemory, KvMemoryConfig
-from tests import small
+from tests import small, tiny
 from tests.server.running import open_memory
+from tests.unit.test_aggregation_benchmark import squad
 
 DATA = small.dataset(12)
 ASKED = [question.text for question in DATA.questions[:5]]
@@ -84,6 +88,29 @@ def test_the_method_answers_as_evaluation_does(how, temperature):
     assert reply.memory_tokens == 3 * 4
     times = 1 if how == "concatenate" else 3  # a question is read once a memory
     assert reply.text_tokens == times * single.text_tokens
+
+
+def test_the_commands_read_as_the_library_does(memory, tmp_path):
+    tiny.save(tmp_path / "model")
+    save_pretrained(memory.compressor, tmp_path / "checkpoint")
+    model = ["--model", tmp_path / "model", "--checkpoint", tmp_path / "checkpoint"]
+    told = []
+    for how in ("concatenate", "mix"):
+        ask = ["ask", ASKED[0], "--json", "--top-k", 3, "--max-new-tokens", 8, "--aggregate", how]
+        result = CliRunner().invoke(main, [str(part) for part in (*ask, *model, "--bank",
+                                           memory.bank.path)])  # fmt: skip
+        assert result.exit_code == 0, result.output
+        told.append(json.loads(result.stdout)["text"])
+        way = Aggregation(how=how)
+        assert told[-1] == memory.ask(ASKED[0], top_k=3, sampling=SHORT, aggregation=way).text
+    data = squad(tmp_path / "squad.json")
+    measure = ["eval", data, "--limit", 4, "--top-k", 3, "--json", "--aggregate", "posterior"]
+    options = [*measure, "--match-temperature", 2, *model]
+    result = CliRunner().invoke(main, [str(part) for part in options])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["aggregation"] == {"how": "posterior", "temperature": 2.0}
+    assert len(told["found"]["3"]["predictions"]) == 4
 
 
 def test_what_is_no_aggregation_is_refused():
