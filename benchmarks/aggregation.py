@@ -106,7 +106,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, help="ask only N random ones")
     parser.add_argument("--top-k", type=int, nargs="+", default=[1, 2, 3, 5, 8])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.5, 1.0, 2.0])
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 2.0, 4.0])
     parser.add_argument("--rerank", type=int, default=10, help="memories re-ranked; 0: none")
     parser.add_argument("--places", type=int, help="memory tokens read in one batch")
     parser.add_argument("--out", type=Path, help="JSON")
