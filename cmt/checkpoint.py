@@ -10,7 +10,6 @@ A checkpoint is a folder, laid out as PEFT and transformers users know it::
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ def save_pretrained(compressor: Compressor, folder: str | Path) -> None:
         "format": FORMAT,
         "base_model": compressor.base.name,
         "base_model_fingerprint": compressor.base.fingerprint,
-        "compressor": asdict(compressor.config),
+        "compressor": compressor.config.described(),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

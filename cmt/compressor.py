@@ -8,6 +8,11 @@ state of the key token κ, projected and normalised, is the memory's key; a ques
 question's own hidden states, projected too, are compared token by token
 (`late_interaction.py`).
 
+One compressor may serve several ratios |d| : K. With k < K memory tokens it reads
+``[d; m … m; κ]`` with k of its K learned vectors, spread evenly, so that each stands for the
+part of the text that it stands for among all K. (Matryoshka representations, arXiv 2205.13147,
+nest by prefix; here a prefix of the K memory tokens would stand for the text's beginning.)
+
 Shape legend: N packed tokens, D documents, Q questions, T tokens of all questions, K memory
 tokens, L layers, G key/value heads, E head size, W hidden size, C key size, V vector size.
 """
@@ -19,6 +24,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +45,8 @@ class CompressorConfig:
 
     Attributes:
         memory_tokens: K, positions a memory takes in the reader's cache.
+        memory_sizes: Smaller numbers of memory tokens that it is trained for too; a document
+            is compressed into any of `sizes`.
         key_size: C.
         vector_size: V; 0: no late interaction.
         lora_rank, lora_alpha: As in PEFT; on every linear layer but the head.
@@ -47,6 +55,7 @@ class CompressorConfig:
     """
 
     memory_tokens: int = 32
+    memory_sizes: tuple[int, ...] = ()
     key_size: int = 256
     vector_size: int = 0
     lora_rank: int = 32
@@ -56,7 +65,9 @@ class CompressorConfig:
 
     def __post_init__(self) -> None:
         """Refuse what can't work."""
-        for name, value in asdict(self).items():
+        numbers = asdict(self)
+        sizes = numbers.pop("memory_sizes")
+        for name, value in numbers.items():
             least = 0 if name in ("overlap_tokens", "vector_size") else 1
             if not isinstance(value, int) or value < least:
                 raise InputError(f"expected {name} of at least {least}, got {value!r}")
@@ -65,6 +76,41 @@ class CompressorConfig:
                 f"expected overlap_tokens below max_piece_tokens ({self.max_piece_tokens}), "
                 f"got {self.overlap_tokens}"
             )
+        if not isinstance(sizes, list | tuple) or not all(
+            type(size) is int and 1 <= size <= self.memory_tokens for size in sizes
+        ):
+            raise InputError(
+                f"expected memory_sizes from 1 to memory_tokens ({self.memory_tokens}), "
+                f"got {sizes!r}"
+            )
+        self.memory_sizes = tuple(sorted({*sizes} - {self.memory_tokens}))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Every number of memory tokens a document can be compressed into, ascending."""
+        return (*self.memory_sizes, self.memory_tokens)
+
+    def size(self, memory_tokens: int | None) -> int:
+        """The number of memory tokens asked for; None asks for all.
+
+        Raises:
+            InputError: The compressor isn't trained for it.
+        """
+        if memory_tokens is None:
+            return self.memory_tokens
+        if type(memory_tokens) is not int or memory_tokens not in self.sizes:
+            raise InputError(
+                f"expected memory_tokens out of {', '.join(map(str, self.sizes))}, which this "
+                f"compressor is trained for, got {memory_tokens!r}"
+            )
+        return memory_tokens
+
+    def described(self) -> dict[str, Any]:
+        """What is saved and fingerprinted: one size alone is left unsaid, as it was at first."""
+        fields = asdict(self)
+        if not self.memory_sizes:
+            del fields["memory_sizes"]
+        return fields
 
 
 @dataclass(kw_only=True, slots=True)
@@ -289,8 +335,16 @@ class Compressor(nn.Module):
         sums = torch.zeros(shape, device=embeddings_NW.device)
         sums.index_add_(0, batch.segments, embeddings_NW[batch.document_tokens].float())
         counts = torch.bincount(batch.segments, minlength=shape[0]).clamp(min=1)
-        learned = self.memory_embeddings.repeat(batch.documents, 1)
-        return sums / counts[:, None] + learned
+        learned_KW = self.memory_embeddings[self._rows(batch.memory_tokens)]
+        return sums / counts[:, None] + learned_KW.repeat(batch.documents, 1)
+
+    def _rows(self, memory_tokens: int) -> slice | Tensor:
+        """Which of the learned vectors serve so many memory tokens: all, or an even spread."""
+        K = len(self.memory_embeddings)
+        if memory_tokens == K:
+            return slice(None)
+        places = torch.arange(memory_tokens, device=self.memory_embeddings.device)
+        return ((places + 0.5) * K / memory_tokens).long()
 
     def detach(self) -> None:
         """Take the compressor off its base model, which can then carry another one."""
@@ -298,7 +352,7 @@ class Compressor(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 over the configuration and every trained weight rounded to bfloat16."""
-        digest = hashlib.sha256(repr(sorted(asdict(self.config).items())).encode())
+        digest = hashlib.sha256(repr(sorted(self.config.described().items())).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
             rounded = tensor.detach().bfloat16().contiguous().cpu().flatten()

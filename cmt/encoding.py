@@ -33,16 +33,22 @@ def batches(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def encode_documents(
-    compressor: Compressor, pieces: Sequence[Sequence[int]], batch_tokens: int = 4096
+    compressor: Compressor,
+    pieces: Sequence[Sequence[int]],
+    batch_tokens: int = 4096,
+    memory_tokens: int | None = None,
 ) -> Iterator[tuple[list[int], Encoded]]:
-    """Compress tokenised pieces of documents.
+    """Compress tokenised pieces of documents, each into `memory_tokens`; None: all there are.
 
     Yields:
         Their indices and what the compressor makes of them, a batch at a time, on the base
         model's device: memories in its dtype (bfloat16 with the compressor's
         `bfloat16_products`), keys and vectors in float32.
+
+    Raises:
+        InputError: The compressor isn't trained for so many memory tokens.
     """
-    K = compressor.config.memory_tokens
+    K = compressor.config.size(memory_tokens)
     for batch in batches([len(piece) + K + 1 for piece in pieces], batch_tokens):
         prepared = prepare([pieces[i] for i in batch], [], K)
         yield batch, compressor(move(prepared, compressor.base.device))

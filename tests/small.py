@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -59,12 +61,12 @@ SETTINGS = {
 }
 
 
-def config(**changes: int) -> CompressorConfig:
+def config(**changes: Any) -> CompressorConfig:
     """A small compressor's configuration."""
     return CompressorConfig(**{**SETTINGS, **changes})
 
 
-def compressor(family: str = "llama", seed: int = 0, **changes: int) -> Compressor:
+def compressor(family: str = "llama", seed: int = 0, **changes: Any) -> Compressor:
     """A compressor over a fresh tiny base model, every weight moved off its first value.
 
     PEFT begins with B = 0, where adapters do nothing and half of the gradients are zero.

@@ -8,6 +8,7 @@ Shape legend: D documents of a batch, Q its questions.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class BatchConfig:
         most_memories: Largest number of memories read at once.
         max_answer_tokens: Longer answers are cut.
         asked: Whether questions that read one memory are to be predicted from it too.
+        size_shares: How often a step compresses into each of the compressor's `sizes`, as shares
+            of all steps; (): each as often as any other.
     """
 
     documents: int = 128
@@ -55,6 +58,7 @@ class BatchConfig:
     most_memories: int = 4
     max_answer_tokens: int = 24
     asked: bool = False
+    size_shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what can't be filled."""
@@ -72,6 +76,9 @@ class BatchConfig:
         for name in ("retold_share", "several_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
+        shares = self.size_shares
+        if shares and not (min(shares) >= 0 and math.isclose(sum(shares), 1)):
+            raise InputError(f"expected size_shares of at least 0 that sum to 1, got {shares}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,6 +114,7 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
         *,
         memory_tokens: int,
         max_piece_tokens: int,
+        memory_sizes: Sequence[int] = (),
         texts: Sequence[str] = (),
         seed: int = 0,
         process: int = 0,
@@ -118,18 +126,24 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
             dataset: Documents and their questions.
             tokenizer: The base model's.
             config: What a batch holds.
-            memory_tokens, max_piece_tokens: As in the compressor's configuration.
+            memory_tokens, max_piece_tokens, memory_sizes: As in the compressor's configuration.
             texts: Plain texts; each should be no longer than a piece, the rest is cut.
             seed: Fixes everything.
             process, processes: This process's number in a distributed run, and how many.
 
         Raises:
             InputError: Too few documents for a batch, one without a token, more memories to
-                read at once than documents, or a tokenizer without an end token.
+                read at once than documents, a tokenizer without an end token, or not one of
+                `size_shares` for each size.
         """
         self.config, self.seed = config, seed
         self.process, self.processes = process, processes
-        self.memory_tokens, self.max_piece_tokens = memory_tokens, max_piece_tokens
+        self.sizes, self.max_piece_tokens = (*memory_sizes, memory_tokens), max_piece_tokens
+        if len(config.size_shares) not in (0, len(self.sizes)):
+            raise InputError(
+                f"expected one of size_shares for each memory size ({self.sizes}), "
+                f"got {config.size_shares}"
+            )
         self._tokenise(dataset, tokenizer, texts)
         if len(self.answerable) < config.documents * processes:
             raise InputError(
@@ -188,6 +202,13 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
         """Steps an epoch takes; documents that fill no whole batch wait for another epoch."""
         return len(self.answerable) // self.config.documents // self.processes
 
+    def _memory_tokens(self, step: int) -> int:
+        """How many memory tokens a step compresses into: in all processes the same."""
+        if len(self.sizes) == 1:
+            return self.sizes[0]
+        rng = np.random.default_rng((self.seed, 16, step))
+        return int(rng.choice(self.sizes, p=self.config.size_shares or None))
+
     def __getitem__(self, step: int) -> TrainingBatch:
         """Batch of a step."""
         config = self.config
@@ -215,7 +236,7 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
         questions = [self.questions[number] for _, number in asked]
         answers = [self.answers[number] for _, number in asked]
         return TrainingBatch(
-            compressor=prepare(tokens, questions, self.memory_tokens),
+            compressor=prepare(tokens, questions, self._memory_tokens(step)),
             reading=prepare_reading(
                 [questions[:single], questions[single:]],
                 [answers[:single], answers[single:]],

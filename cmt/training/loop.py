@@ -185,6 +185,7 @@ def _set_up(config: TrainingConfig, dataset: QADataset, texts: Sequence[str]) ->
         config.batch,
         memory_tokens=config.compressor.memory_tokens,
         max_piece_tokens=config.compressor.max_piece_tokens,
+        memory_sizes=config.compressor.memory_sizes,
         texts=texts,
         seed=config.seed,
         process=accelerator.process_index,

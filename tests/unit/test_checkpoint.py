@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import cmt
 from cmt import checkpoint
 from cmt.checkpoint import from_pretrained, save_pretrained
-from cmt.compressor import Compressor, prepare
+from cmt.compressor import Compressor, CompressorConfig, prepare
 from cmt.errors import CheckpointError, InputError
 from tests import small, tiny
 
@@ -239,3 +240,22 @@ def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="expected to write to folder"):
         save_pretrained(small.compressor(), tmp_path / "file")
+
+
+def test_sizes_are_saved_and_a_checkpoint_of_one_says_nothing_of_them(tmp_path: Path) -> None:
+    for name, changes in {"one": {}, "three": {"memory_sizes": (1, 2)}}.items():
+        saved = small.compressor(**changes)
+        save_pretrained(saved, tmp_path / name)
+        written = json.loads((tmp_path / name / "config.json").read_text())["compressor"]
+        assert written.get("memory_sizes") == ([1, 2] if changes else None)
+        loaded = from_pretrained(tiny.base_model(), tmp_path / name)
+        assert loaded.config == saved.config
+        assert loaded.fingerprint() == saved.fingerprint()
+
+
+def test_the_shipped_checkpoint_is_of_one_size() -> None:
+    folder = Path(cmt.__file__).parent / "checkpoints" / "smollm2-135m"
+    written = json.loads((folder / "config.json").read_text())["compressor"]
+    config = CompressorConfig(**written)
+    assert config.sizes == (32,)
+    assert config.described() == written, "so that its banks open still"

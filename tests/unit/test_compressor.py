@@ -206,6 +206,10 @@ def test_gradients_reach_every_parameter(family: str) -> None:
         ({"overlap_tokens": -1}, "expected overlap_tokens of at least 0, got -1"),
         ({"memory_tokens": 2.5}, "expected memory_tokens of at least 1, got 2.5"),
         ({"key_size": "16"}, "expected key_size of at least 1, got '16'"),
+        ({"memory_sizes": (40,)}, r"memory_sizes from 1 to memory_tokens \(32\), got \(40,\)"),
+        ({"memory_sizes": (0, 2)}, r"memory_sizes from 1 to memory_tokens \(32\), got \(0, 2\)"),
+        ({"memory_sizes": (2.0,)}, r"memory_sizes from 1 to memory_tokens \(32\), got \(2.0,\)"),
+        ({"memory_sizes": 2}, r"memory_sizes from 1 to memory_tokens \(32\), got 2"),
         (
             {"max_piece_tokens": 32, "overlap_tokens": 32},
             r"expected overlap_tokens below max_piece_tokens \(32\), got 32",
@@ -313,3 +317,44 @@ def test_move_keeps_a_batch_whole() -> None:
     assert isinstance(moved.packing.groups, tuple)
     assert move(torch.zeros(1), "meta").device.type == "meta"
     assert move(batch, "meta").special_S.device.type == "meta"
+
+
+def test_a_smaller_size_reads_an_even_spread_of_the_learned_vectors() -> None:
+    compressor = small.compressor(memory_sizes=(2,))
+    lone = small.compressor(memory_tokens=2)
+    with torch.no_grad():
+        own = compressor.state_dict()
+        own["memory_embeddings"] = own["memory_embeddings"][[1, 3]]
+        lone.load_state_dict(own)
+        documents = small.tokens(9, 23, 2)
+        [(_, encoded)] = encode_documents(compressor, documents, memory_tokens=2)
+        [(_, expected)] = encode_documents(lone, documents)
+    assert encoded.stacked().shape[4] == 2
+    assert torch.equal(encoded.stacked(), expected.stacked())
+    assert torch.equal(encoded.document_keys_DC, expected.document_keys_DC)
+    assert encoded.document_vectors_DKV is not None
+    assert expected.document_vectors_DKV is not None
+    assert torch.equal(encoded.document_vectors_DKV, expected.document_vectors_DKV)
+
+
+def test_other_sizes_change_nothing_at_the_full_one() -> None:
+    documents = small.tokens(9, 23)
+    [(_, mixed)] = encode_documents(small.compressor(memory_sizes=(1, 2)), documents)
+    [(_, plain)] = encode_documents(small.compressor(), documents)
+    assert torch.equal(mixed.stacked(), plain.stacked())
+
+
+def test_sizes_are_ascending_and_part_of_the_fingerprint_only_where_there_are_several() -> None:
+    assert small.config().sizes == (4,)
+    assert small.config(memory_sizes=(2, 4, 1, 2)).sizes == (1, 2, 4)
+    assert "memory_sizes" not in small.config().described()
+    plain, named = small.compressor(), small.compressor(memory_sizes=(4,))
+    assert plain.fingerprint() == named.fingerprint()
+    assert plain.fingerprint() != small.compressor(memory_sizes=(2,)).fingerprint()
+
+
+def test_a_size_it_is_not_trained_for() -> None:
+    compressor = small.compressor(memory_sizes=(2,))
+    for wrong in (3, 2.0):
+        with pytest.raises(InputError, match=r"memory_tokens out of 2, 4, .* trained for, got"):
+            list(encode_documents(compressor, small.tokens(5), memory_tokens=wrong))

@@ -247,3 +247,49 @@ def test_a_tokenizer_without_an_end() -> None:
 def test_a_batch_without_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"expected {message}"):
         BatchConfig(**settings)
+
+
+def test_a_step_compresses_into_one_of_the_sizes_and_is_the_same_else() -> None:
+    plain, mixed = data(seed=3), data(seed=3, memory_sizes=(1, 2))
+    drawn = []
+    for step in range(24):
+        one, other = plain[step], mixed[step]
+        drawn.append(other.compressor.memory_tokens)
+        assert same(mixed[step], other)
+        assert same(one.reading, other.reading)
+        assert same(one.document_ids_D, other.document_ids_D)
+        assert one.compressor.memory_tokens == 4
+        if drawn[-1] == 4:
+            assert same(one, other)
+    assert set(drawn) == {1, 2, 4}
+
+
+def test_shares_say_how_often_each_size_is_drawn() -> None:
+    mixed = data(batch={"size_shares": (0.0, 0.75, 0.25)}, memory_sizes=(1, 2))
+    drawn = [mixed[step].compressor.memory_tokens for step in range(60)]
+    assert 1 not in drawn
+    assert drawn.count(2) > drawn.count(4) > 0
+
+
+def test_all_processes_draw_the_same_size() -> None:
+    parts = [
+        data(
+            batch={"documents": 2, "most_memories": 2},
+            memory_sizes=(2,), process=p, processes=2,
+        )
+        for p in (0, 1)
+    ]  # fmt: skip
+    for step in range(8):
+        first, second = (part[step].compressor.memory_tokens for part in parts)
+        assert first == second
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.6), (1.5, -0.5), (float("nan"), 1.0)])
+def test_shares_without_sense(shares: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="size_shares of at least 0 that sum to 1"):
+        BatchConfig(size_shares=shares)
+
+
+def test_shares_that_do_not_fit_the_sizes() -> None:
+    with pytest.raises(InputError, match=r"one of size_shares for each memory size \(\(2, 4\)\)"):
+        data(batch={"size_shares": (1.0,)}, memory_sizes=(2,))

@@ -134,3 +134,19 @@ def test_memory_aware_loss_needs_the_memory_to_matter(compressor: Compressor) ->
     aware = step(compressor, alpha=0.5)(data[0])
     assert plain["answer"] != aware["answer"]
     assert plain["matching"] == aware["matching"]
+
+
+def test_a_step_of_a_smaller_size_trains_the_vectors_it_reads() -> None:
+    compressor = small.compressor(memory_sizes=(2,))
+    data = TrainingData(
+        small.dataset(),
+        compressor.base.tokenizer,
+        BatchConfig(documents=4, retold_share=0.5, most_memories=3, size_shares=(1.0, 0.0)),
+        memory_tokens=4,
+        memory_sizes=(2,),
+        max_piece_tokens=96,
+    )
+    step(compressor)(data[0])["loss"].backward()
+    gradient = compressor.memory_embeddings.grad
+    assert gradient is not None
+    assert gradient.any(1).tolist() == [False, True, False, True]
