@@ -43,6 +43,13 @@ BLANK_LINE = re.compile(r"\n\s*\n")
     multiple=True,
     help="Plain texts to retell: txt, jsonl, …, also gzipped. Repeat for several.",
 )
+@click.option(
+    "--extra",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Further questions for the recipe's batch.extra and batch.more_questions: .jsonl of "
+    '{"text", "question", "answers"}, also gzipped. Repeat for several.',
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for results.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after so long.")
 @click.option("--steps", type=click.IntRange(min=1), help="Stop after so many steps.")
@@ -54,6 +61,7 @@ def train(  # noqa: PLR0913
     recipe: Path,
     data: Path,
     texts: tuple[Path, ...],
+    extra: tuple[Path, ...],
     out: Path,
     minutes: float | None,
     steps: int | None,
@@ -81,13 +89,15 @@ def train(  # noqa: PLR0913
 
     from cmt import training
     from cmt.checkpoint import save_pretrained
-    from cmt.datasets import hold_out, load_squad
+    from cmt.datasets import hold_out, load_jsonl, load_squad
 
     config = _changed(_load_recipe(recipe), minutes, steps, memory_tokens)
     dataset = load_squad(data, split="train" if data.is_dir() else None, strict=False)
     validation = None
     if config.held_out_articles:
         dataset, validation = hold_out(dataset, articles=config.held_out_articles)
+    further = [load_jsonl(file, strict=False) for file in extra]
+    made = _further(further, validation) if further else None
     plain = [text for file in texts for text in read_texts(file)]
     is_main = PartialState().is_main_process
     if is_main:
@@ -96,7 +106,9 @@ def train(  # noqa: PLR0913
             f"({len(dataset.skipped)} left out), {len(plain):,} texts",
             err=True,
         )
-    compressor = training.train(config, dataset, out, texts=plain, resume=resume)
+        if made is not None:
+            click.echo(_told(made, further), err=True)
+    compressor = training.train(config, dataset, out, extra=made, texts=plain, resume=resume)
     if not is_main:
         return
     save_pretrained(compressor, out / "checkpoint")
@@ -108,6 +120,22 @@ def train(  # noqa: PLR0913
         f"The compressor is in {out / 'checkpoint'}. Try it:\n"
         f"  cmt demo --model {config.base_model} --checkpoint {out / 'checkpoint'}\n"
         f"  cmt eval DATASET --model {config.base_model} --checkpoint {out / 'checkpoint'}"
+    )
+
+
+def _further(further: list[QADataset], validation: QADataset | None) -> QADataset:
+    """The further questions as one dataset, without what validates."""
+    from cmt.datasets import HeldOut, joined
+
+    whole = joined(further, name="extra")
+    return whole if validation is None else HeldOut([validation]).removed_from(whole)
+
+
+def _told(made: QADataset, further: list[QADataset]) -> str:
+    documents = sum(len(dataset.documents) for dataset in further)
+    return (
+        f"extra: {len(made.documents):,} documents, {len(made.questions):,} questions "
+        f"({documents - len(made.documents):,} documents left out that are held out or there twice)"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,6 +131,33 @@ def hold_out(dataset: QADataset, *, articles: int, seed: int = 0) -> tuple[QADat
     return (
         dataset.select_documents(training, name=f"{dataset.name}-training"),
         dataset.select_documents(validation, name=f"{dataset.name}-validation"),
+    )
+
+
+def joined(datasets: Sequence[QADataset], *, name: str) -> QADataset:
+    """Datasets as one, the first one's documents and questions first; articles are kept apart.
+
+    A text that an earlier dataset has already isn't taken again: its questions are asked of the
+    document there.
+    """
+    place: dict[str, int] = {}
+    documents: list[Document] = []
+    articles: list[int] = []
+    questions: list[Question] = []
+    for dataset in datasets:
+        after, known, moved = max(articles, default=-1) + 1, dict(place), []
+        for document, article in zip(dataset.documents, dataset.articles, strict=True):
+            moved.append(known.get(document.text, len(documents)))
+            if document.text not in known:
+                place.setdefault(document.text, len(documents))
+                documents.append(document)
+                articles.append(after + article)
+        questions += [_moved(question, moved[question.document]) for question in dataset.questions]
+    return QADataset(
+        name=name,
+        documents=tuple(documents),
+        articles=tuple(articles),
+        questions=tuple(questions),
     )
 
 

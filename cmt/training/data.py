@@ -8,11 +8,9 @@ Shape legend: D documents of a batch, Q its questions.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,56 +27,9 @@ from cmt.reading import (
     question_tokens,
     reading_start,
 )
-
-
-@dataclass(kw_only=True, slots=True)
-class BatchConfig:
-    """What a batch holds.
-
-    Attributes:
-        documents: Question-bearing documents a batch.
-        texts: Plain texts a batch, only retold.
-        questions_per_document: At most so many, drawn anew each time.
-        group: Documents of one article drawn together, hard negatives for matching.
-        retold_share: Share of the documents to retell.
-        several_share: Share of the questions that read several memories at once.
-        most_memories: Largest number of memories read at once.
-        max_answer_tokens: Longer answers are cut.
-        asked: Whether questions that read one memory are to be predicted from it too.
-        size_shares: How often a step compresses into each of the compressor's `sizes`, as shares
-            of all steps; (): each as often as any other.
-    """
-
-    documents: int = 128
-    texts: int = 0
-    questions_per_document: int = 4
-    group: int = 6
-    retold_share: float = 0.33
-    several_share: float = 0.5
-    most_memories: int = 4
-    max_answer_tokens: int = 24
-    asked: bool = False
-    size_shares: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuse what can't be filled."""
-        least = {
-            "documents": 1,
-            "texts": 0,
-            "questions_per_document": 1,
-            "group": 1,
-            "most_memories": 1,
-            "max_answer_tokens": 1,
-        }
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise InputError(f"expected {name} of at least {bound}, got {getattr(self, name)}")
-        for name in ("retold_share", "several_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
-        shares = self.size_shares
-        if shares and not (min(shares) >= 0 and math.isclose(sum(shares), 1)):
-            raise InputError(f"expected size_shares of at least 0 that sum to 1, got {shares}")
+from cmt.training.batch_config import BatchConfig
+from cmt.training.sources import Epochs, with_extra
+from cmt.training.variants import Cut, Variants
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,7 +55,7 @@ class TrainingBatch:
 
 
 class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
-    """Batches of a question-answering corpus with optional plain texts, by step number."""
+    """Batches of a question-answering corpus, by step number; further questions, plain texts."""
 
     def __init__(  # noqa: PLR0913
         self,
@@ -115,6 +66,7 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
         memory_tokens: int,
         max_piece_tokens: int,
         memory_sizes: Sequence[int] = (),
+        extra: QADataset | None = None,
         texts: Sequence[str] = (),
         seed: int = 0,
         process: int = 0,
@@ -127,12 +79,15 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
             tokenizer: The base model's.
             config: What a batch holds.
             memory_tokens, max_piece_tokens, memory_sizes: As in the compressor's configuration.
+            extra: Further questions, made ones for instance, on texts of their own
+                (`BatchConfig.extra`) or on the dataset's (`BatchConfig.more_questions`).
             texts: Plain texts; each should be no longer than a piece, the rest is cut.
             seed: Fixes everything.
             process, processes: This process's number in a distributed run, and how many.
 
         Raises:
-            InputError: Too few documents for a batch, one without a token, more memories to
+            InputError: Too few documents for a batch, none of the further questions that the
+                configuration asks for, a document without a token, more memories to
                 read at once than documents, a tokenizer without an end token, or not one of
                 `size_shares` for each size.
         """
@@ -144,19 +99,31 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
                 f"expected one of size_shares for each memory size ({self.sizes}), "
                 f"got {config.size_shares}"
             )
-        self._tokenise(dataset, tokenizer, texts)
-        if len(self.answerable) < config.documents * processes:
+        if extra is None and (config.extra or config.more_questions):
             raise InputError(
-                f"expected at least {config.documents * processes} documents with questions "
-                f"(documents a batch × processes), got {len(self.answerable)}"
+                f"expected further questions for extra={config.extra} and "
+                f"more_questions={config.more_questions}, got none"
             )
-        drawn = config.documents + (config.texts if texts else 0)
+        own = len(dataset.documents), len(dataset.questions)
+        if extra is not None:
+            dataset = with_extra(dataset, extra, more=config.more_questions > 0)
+        self._tokenise(dataset, tokenizer, texts)
+        self._group_questions(dataset, *own)
+        self.variants = None
+        if config.cropped_share or config.joined_share:
+            self.variants = Variants(dataset, tokenizer, max_piece_tokens)
+        for kind, epochs in (("", self.epochs), (" of the further ones", self.extra_epochs)):
+            if epochs is not None and epochs.documents < epochs.size * processes:
+                raise InputError(
+                    f"expected at least {epochs.size * processes} documents with questions{kind} "
+                    f"(documents a batch × processes), got {epochs.documents}"
+                )
+        drawn = config.documents + config.extra + (config.texts if texts else 0)
         if config.several_share and not 2 <= config.most_memories <= drawn:
             raise InputError(
                 f"expected most_memories from 2 to the {drawn} documents of a batch where some "
                 f"questions read several, got {config.most_memories}"
             )
-        self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
     def _tokenise(self, dataset: QADataset, tokenizer: Any, texts: Sequence[str]) -> None:
         def ids(strings: list[str]) -> list[list[int]]:
@@ -177,30 +144,25 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
             raise InputError("expected a tokenizer with an end token to end answers, got none")
         cut = self.config.max_answer_tokens
         self.answers = [[*tokens[:cut], end] for tokens in ids(shortest)]
-        self.questions_of: dict[int, list[int]] = defaultdict(list)
-        for number, question in enumerate(dataset.questions):
-            self.questions_of[question.document].append(number)
-        self.answerable = sorted(self.questions_of)
-        self.articles: dict[int, list[int]] = defaultdict(list)
-        for document in self.answerable:
-            self.articles[dataset.articles[document]].append(document)
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """Documents in the epoch's order: groups of one article together, groups shuffled."""
-        if self._epoch[0] != epoch:
-            rng = np.random.default_rng((self.seed, 1, epoch))
-            groups = []
-            for article in sorted(self.articles):
-                shuffled = rng.permutation(self.articles[article])
-                bounds = [*range(0, len(shuffled), self.config.group), len(shuffled)]
-                groups += [shuffled[a:b] for a, b in pairwise(bounds)]
-            order = np.concatenate([groups[i] for i in rng.permutation(len(groups))])
-            self._epoch = epoch, order
-        return self._epoch[1]
+    def _group_questions(self, dataset: QADataset, documents: int, questions: int) -> None:
+        """Questions by document and documents by article; the first so many are the corpus's."""
+        self.questions_of = dataset.questions_by_document()
+        self.own_documents, self.own_questions = documents, questions
+        articles: tuple[dict[int, list[int]], ...] = (defaultdict(list), defaultdict(list))
+        for document, numbers in enumerate(self.questions_of):
+            extra = document >= documents
+            if numbers and (extra or numbers[0] < questions):
+                articles[extra][dataset.articles[document]].append(document)
+        config = self.config
+        self.epochs = Epochs(articles[0], config.documents, config.group, (self.seed, 1))
+        self.extra_epochs = None
+        if config.extra:
+            self.extra_epochs = Epochs(articles[1], config.extra, config.group, (self.seed, 3))
 
     def steps_per_epoch(self) -> int:
         """Steps an epoch takes; documents that fill no whole batch wait for another epoch."""
-        return len(self.answerable) // self.config.documents // self.processes
+        return self.epochs.batches() // self.processes
 
     def _memory_tokens(self, step: int) -> int:
         """How many memory tokens a step compresses into: in all processes the same."""
@@ -209,30 +171,55 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
         rng = np.random.default_rng((self.seed, 16, step))
         return int(rng.choice(self.sizes, p=self.config.size_shares or None))
 
+    def _cuts(self, drawn: Sequence[int], turn: int) -> list[Cut]:
+        """The documents as they are read: most of them whole."""
+        cuts: dict[int, Cut] = {}
+        if self.variants is not None:
+            rng = np.random.default_rng((self.seed, 4, turn))
+            shares = self.config.cropped_share, self.config.joined_share
+            cuts = self.variants.draw(drawn, *shares, rng)
+        return [
+            cuts.get(place) or Cut(self.documents[document], self.questions_of[document])
+            for place, document in enumerate(drawn)
+        ]
+
+    def _asked(self, numbers: list[int], own: bool, rng: np.random.Generator) -> list[int]:
+        """Some of a document's questions; those of the corpus's documents are of two kinds."""
+        config = self.config
+        most = config.questions_per_document
+        if not own:
+            return [int(number) for number in rng.permutation(numbers)[:most]]
+        first = [number for number in numbers if number < self.own_questions]
+        further = [number for number in numbers if number >= self.own_questions]
+        drawn = [int(number) for number in rng.permutation(first)[:most]]
+        if further:
+            drawn += [int(number) for number in rng.permutation(further)[: config.more_questions]]
+        return drawn
+
     def __getitem__(self, step: int) -> TrainingBatch:
         """Batch of a step."""
         config = self.config
         turn = step * self.processes + self.process
-        per_epoch = len(self.answerable) // config.documents
-        epoch, place = divmod(turn, per_epoch)
         rng = np.random.default_rng((self.seed, 2, turn))
-        drawn = self._order(epoch)[place * config.documents :][: config.documents].tolist()
+        drawn = self.epochs.batch(turn)
+        if self.extra_epochs is not None:
+            drawn += self.extra_epochs.batch(turn)
+        cuts = self._cuts(drawn, turn)
         asked = [
-            (place_in_batch, int(number))
-            for place_in_batch, document in enumerate(drawn)
-            for number in rng.permutation(self.questions_of[document])[
-                : config.questions_per_document
-            ]
+            (place, number)
+            for place, cut in enumerate(cuts)
+            for number in self._asked(cut.questions, place < config.documents, rng)
         ]
+        bearing = len(drawn)
         asked = [asked[i] for i in rng.permutation(len(asked))]
         single = len(asked) - int(len(asked) * config.several_share)
         texts = len(self.documents) - self.first_text
         if texts and config.texts:
             drawn += (self.first_text + rng.integers(0, texts, config.texts)).tolist()
-        retold = rng.permutation(config.documents)[: int(config.documents * config.retold_share)]
-        retold = np.concatenate([retold, np.arange(config.documents, len(drawn))]).astype(int)
+        retold = rng.permutation(bearing)[: int(bearing * config.retold_share)]
+        retold = np.concatenate([retold, np.arange(bearing, len(drawn))]).astype(int)
         memories = int(rng.integers(2, config.most_memories + 1)) if config.several_share else 1
-        tokens = [self.documents[document] for document in drawn]
+        tokens = [cut.tokens for cut in cuts] + [self.documents[i] for i in drawn[bearing:]]
         questions = [self.questions[number] for _, number in asked]
         answers = [self.answers[number] for _, number in asked]
         return TrainingBatch(

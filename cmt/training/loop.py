@@ -28,7 +28,8 @@ from cmt.compressor import Compressor, CompressorConfig
 from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
 from cmt.tensors import move
-from cmt.training.data import BatchConfig, TrainingBatch, TrainingData
+from cmt.training.batch_config import BatchConfig
+from cmt.training.data import TrainingBatch, TrainingData
 from cmt.training.log import TrainingLog
 from cmt.training.state import load_training_state, save_training_state
 from cmt.training.step import ObjectiveConfig, TrainingStep
@@ -92,6 +93,7 @@ def train(
     dataset: QADataset,
     folder: str | Path,
     *,
+    extra: QADataset | None = None,
     texts: Sequence[str] = (),
     resume: bool = False,
     on_step: Callable[[int, Compressor], None] | None = None,
@@ -102,6 +104,7 @@ def train(
         config: The run.
         dataset: Documents with questions, e.g. SQuAD's training part.
         folder: Where the state to resume from and the metrics go.
+        extra: Further questions, as for `TrainingData`.
         texts: Plain texts to retell.
         resume: Go on from the state in `folder`.
         on_step: Called after each step with the number of steps done.
@@ -116,7 +119,7 @@ def train(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _set_up(config, dataset, texts)
+    run = _set_up(config, dataset, extra, texts)
     accelerator, process = run.accelerator, run.accelerator.process_index
     step, before = 0, 0.0
     if resume:
@@ -140,7 +143,9 @@ def train(
             step += 1
             bar.update()
             if log.is_due(step) or step == config.steps:
-                documents = config.batch.documents * accelerator.num_processes
+                documents = (
+                    config.batch.documents + config.batch.extra
+                ) * accelerator.num_processes
                 line = log.write(step, time.monotonic() - began, rate, documents)
                 bar.set_postfix(answer=f"{line['answer']:.3f}", found=line["found_in_batch"])
             if config.save_every and step % config.save_every == 0:
@@ -170,7 +175,9 @@ class _Run:
         save_training_state(folder / "state", self.module, self.optimizer, step, seconds, process)
 
 
-def _set_up(config: TrainingConfig, dataset: QADataset, texts: Sequence[str]) -> _Run:
+def _set_up(
+    config: TrainingConfig, dataset: QADataset, extra: QADataset | None, texts: Sequence[str]
+) -> _Run:
     """Load the base model, lay a fresh compressor over it, tokenise the data."""
     torch.manual_seed(config.seed)
     accelerator = Accelerator(
@@ -186,6 +193,7 @@ def _set_up(config: TrainingConfig, dataset: QADataset, texts: Sequence[str]) ->
         memory_tokens=config.compressor.memory_tokens,
         max_piece_tokens=config.compressor.max_piece_tokens,
         memory_sizes=config.compressor.memory_sizes,
+        extra=extra,
         texts=texts,
         seed=config.seed,
         process=accelerator.process_index,
