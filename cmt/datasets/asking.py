@@ -23,8 +23,12 @@ CLOZE_FORMS = (
     "Which words are missing? {}",
 )
 WORD = re.compile(r"[^\W_]+(?:['’.&-][^\W_]+)*")
+NOT_FIRST = frozenset(
+    "no any only such all another other his her their my our".split()
+)  # words of an answer
+NOT_LAST = frozenset("and or of the last other".split())
 BRACKET = re.compile(r"[\n()[\]{}]")
-UNEASY = re.compile(r"[\n;–—()[\]{}|/=*]|\.\.|[.,] ?\?$|:(?! [A-Z_])")
+UNEASY = re.compile(r"[\n;–—()[\]{}|/=*]|\.\.|[.,] ?\?$|:(?! [A-Z_])|\b(?:and|or|the|an?)\?$")
 # Words that point at something outside the question.
 POINTING = frozenset(
     "he she it they him them we us i you me this these those such former latter following above "
@@ -74,7 +78,7 @@ def sensible(asked: Asked) -> bool:
     answer, question = words(asked.answer), words(asked.question)
     if not 1 <= len(answer) <= MOST_ANSWER_WORDS or set(answer) <= VAGUE:
         return False
-    if answer[0] in ("no", "any", "only", "such", "all", "another", "other"):
+    if answer[0] in NOT_FIRST or answer[-1] in NOT_LAST:
         return False
     most = MOST_CLOZE_WORDS if asked.form == "cloze" else MOST_WORDS
     if not FEWEST_WORDS <= len(question) <= most or not POINTING.isdisjoint(question):

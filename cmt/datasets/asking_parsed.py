@@ -115,7 +115,10 @@ def _answer(head: Any) -> str:
 def _wh(head: Any) -> str:
     """Who or what a noun is."""
     definite = any(child.lower_ == "the" for child in head.children)
-    if (head.ent_type_ == "PERSON" and not definite) or head.lemma_.lower() in PEOPLE:
+    lemma = head.lemma_.lower()
+    if (head.ent_type_ == "PERSON" and not definite) or lemma in PEOPLE:
+        return "who"
+    if lemma.endswith(("ist", "ician", "grapher")) and head.pos_ == "NOUN":
         return "who"
     last = head.text.lower()
     if last in TITLED and head.pos_ == "PROPN":
@@ -148,7 +151,8 @@ def _about_subject(clause: Clause) -> Iterator[Asked]:
     if clause.verb.lemma_ == "be" and clause.verb.pos_ == "AUX":
         vague = vague or not any(a.dep_ == "attr" and a.pos_ != "NUM" for a in clause.arguments)
     if not vague:
-        question = as_question(_wh(head), text_of(clause.verbs), *clause.rest())
+        said = [a for a in clause.arguments if a.dep_ == "attr" and _wh(a) == "who"]
+        question = as_question("who" if said else _wh(head), text_of(clause.verbs), *clause.rest())
         yield Asked(question=question, answer=answer, form="subject")
 
 
@@ -162,7 +166,10 @@ def _about_argument(clause: Clause, place: int, head: Any, rng: random.Random) -
             return
         if head.dep_ == "attr" and len(clause.arguments) > 1:
             return
-        wh = _wh(clause.subject if head.dep_ == "attr" else head).split()[0]
+        wh = _wh(head)
+        if head.dep_ == "attr" and wh != "who":
+            wh = _wh(clause.subject)
+        wh = wh.split()[0]
         yield Asked(question=clause.question(wh, place), answer=_answer(head), form=head.dep_)
     elif head.dep_ in ("prep", "agent"):
         objects = [c for c in head.children if c.dep_ == "pobj"]
@@ -219,23 +226,39 @@ def _in_place(clause: Clause) -> Iterator[Asked]:
     parts = [kept(head) for head in heads]
     present = {token.i for tokens in parts for token in tokens}
     for entity in clause.verb.sent.ents:
-        root = entity.root
-        direct = root in heads or root.head in clause.arguments
-        if entity.label_ not in IN_PLACE or entity.start not in present or direct:
+        direct = entity.root in heads or entity.root.head in clause.arguments
+        if entity.start not in present or (direct and entity.label_ != "CARDINAL"):
             continue
-        outside = [c for c in root.children if not entity.start <= c.i < entity.end]
-        if root.dep_ != "pobj" or any(c.lower_ != "the" for c in outside):
+        wh, gone = _replaced(entity)
+        if not wh:
             continue
-        after = root.doc[entity.end] if entity.end < len(root.doc) else None
-        if root.head.head.lemma_.lower() in PLACES or (after is not None and after.pos_ in NOUNS):
-            continue
-        gone = {*range(entity.start, entity.end), *(c.i for c in outside)}
         texts = []
         for tokens in parts:
             left = [t for t in tokens if t.i < entity.start and t.i not in gone]
             right = [t for t in tokens if t.i >= entity.end and t.i not in gone]
-            inside = len(left) + len(right) < len(tokens)
-            middle = IN_PLACE[entity.label_] if inside else ""
+            middle = wh if len(left) + len(right) < len(tokens) else ""
             texts.append(" ".join(p for p in (text_of(left), middle, text_of(right)) if p))
         question = as_question(texts[0], text_of(clause.verbs), *texts[1:])
         yield Asked(question=question, answer=entity.text, form="in place")
+
+
+def _replaced(entity: Any) -> tuple[str, set[int]]:
+    """The wh-word that may stand where an entity stood ("" for none), and whose place it takes."""
+    root, gone = entity.root, set(range(entity.start, entity.end))
+    if entity.label_ == "CARDINAL":
+        counted = root.dep_ == "nummod" and root.head.tag_ == "NNS"
+        first = counted and entity.start == root.head.left_edge.i
+        return ("how many" if first and root.head.dep_ == "pobj" else ""), gone
+    outside = [c for c in root.children if c.i not in gone]
+    after = root.doc[entity.end] if entity.end < len(root.doc) else None
+    if (
+        root.dep_ != "pobj"
+        or any(c.lower_ != "the" for c in outside)
+        or root.head.head.lemma_.lower() in PLACES
+        or (after is not None and after.pos_ in NOUNS)
+    ):
+        return "", gone
+    gone |= {c.i for c in outside}
+    if entity.label_ == "DATE" and root.head.lower_ == "in" and YEAR.fullmatch(entity.text):
+        return "what year", gone
+    return IN_PLACE.get(entity.label_, ""), gone

@@ -17,6 +17,8 @@ CONNECTING = frozenset(
     "also however therefore thus instead meanwhile though then subsequently furthermore moreover "
     "later eventually only even still again additionally consequently similarly".split()
 )
+# These turn the sense of a clause, which is lost where they are dropped.
+TURNING = frozenset("longer never rarely seldom hardly barely scarcely nearly almost".split())
 NAMING = frozenset("call name title dub term label nickname rename appoint elect".split())
 NAMES = frozenset("PERSON GPE LOC FAC ORG EVENT WORK_OF_ART NORP LANGUAGE PRODUCT LAW".split())
 
@@ -74,6 +76,8 @@ def clause_of(verb: Any) -> Clause | None:
         for child in children
         if child.dep_ == "advmod" and finite.i < child.i < verb.i and child.lower_ not in CONNECTING
     ]
+    if any(list(c.children) for c in inside) or any(c.lower_ in TURNING for c in children):
+        return None
     verbs = sorted([*auxiliaries, *inside, verb], key=lambda token: token.i)
     after = [
         child
@@ -96,6 +100,8 @@ def clause_of(verb: Any) -> Clause | None:
 def _broken(verb: Any, subject: Any, after: Tokens) -> bool:
     """Whether a clause points outside itself or seems to be misread."""
     if any(t.tag_ in ("PRP", "PRP$") or t.lower_ in POINTING for t in kept(subject)):
+        return True
+    if kept(subject)[0].pos_ in ("VERB", "AUX", "ADV"):
         return True
     objects = [a for a in after if a.dep_ in ("dobj", "attr", "oprd", "acomp")]
     if len(objects) > (2 if verb.lemma_ in NAMING else 1):

@@ -22,7 +22,9 @@ TEXT = (
 )
 PARSED = (
     "Marie Curie discovered polonium in 1898. The Treaty of Lausanne was signed in Switzerland "
-    "on 24 July 1923. Napoleon founded three schools in Paris."
+    "on 24 July 1923. Napoleon founded three schools in Paris. Lorenz was an Austrian zoologist "
+    "from Vienna. The museum of modern art belongs to 27 towns of Switzerland. Jon no longer "
+    "owns the mill of Geneva. Her brother sold the tower of Geneva to France."
 )
 
 
@@ -75,6 +77,11 @@ def test_parses_give_more() -> None:
     assert found["How many schools did Napoleon found in Paris?"] == "three"
     assert "the Treaty of Lausanne signed in Switzerland?" in " ".join(found)
     assert {"24 July 1923", "Switzerland"} <= set(found.values())
+    assert found["Who was an Austrian zoologist from Vienna?"] == "Lorenz"
+    assert found["The museum of modern art belongs to how many towns of Switzerland?"] == "27"
+    natural = [question for question in found if "____" not in question]
+    assert not any("mill" in question for question in natural), "its sense would be turned"
+    assert not any("brother" in question for question in natural), "whose isn't said"
     assert list(SpacyAsker()([PARSED])) == [asked]
 
 
