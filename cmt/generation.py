@@ -116,6 +116,7 @@ def stream(
     tokens_BT, valid_BT = _left_padded(prompts, filler, base.device)
     positions_BT = (valid_BT.cumsum(1) - 1).clamp(min=0) + start
     cache, before_BP = _prefilled(base, prefix)
+    mask = None if before_BP is None else _mask(before_BP, valid_BT, base.dtype)
     open_texts = [True] * texts
     generator = torch.Generator(device=base.device)
     if sampling.seed is not None:
@@ -127,7 +128,7 @@ def stream(
             output = base.model(
                 input_ids=tokens_BT,
                 position_ids=positions_BT,
-                attention_mask=_mask(before_BP, valid_BT, tokens_BT.shape[1], base.dtype),
+                attention_mask=valid_BT.long() if mask is None else mask,
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -144,6 +145,8 @@ def stream(
         tokens_BT = (next_B if mixer is None else mixer.told(next_B))[:, None]
         positions_BT = positions_BT[:, -1:] + 1
         valid_BT = torch.cat([valid_BT, valid_BT.new_ones(len(prompts), 1)], dim=1)
+        if mask is not None:  # the new token sees what the last one saw, and itself
+            mask = torch.cat([mask[:, :, -1:], mask.new_zeros(len(prompts), 1, 1, 1)], dim=-1)
 
 
 def _check_room(base: BaseModel, positions: int) -> None:
@@ -188,17 +191,14 @@ def _prefilled(base: BaseModel, prefix: Prefix | None) -> tuple[DynamicCache, Te
     return cache, torch.cat([sink_B1, prefix.log_weights_BP.to(base.device)], dim=1)
 
 
-def _mask(before_BP: Tensor | None, valid_BS: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask (B, 1, queries, P + S); without a prefix the plain (B, S) one."""
-    if before_BP is None:
-        return valid_BS.long()
-    B, S = valid_BS.shape
+def _mask(before_BP: Tensor, valid_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask (B, 1, T, P + T) of prompts after their prefixes."""
+    T = valid_BT.shape[1]
     lowest = torch.finfo(dtype).min
-    places = torch.arange(S, device=valid_BS.device)
-    causal = places[None] <= (S - queries + torch.arange(queries, device=places.device))[:, None]
-    own = torch.zeros(B, queries, S, dtype=dtype, device=places.device)
-    own = own.masked_fill(~(causal[None] & valid_BS[:, None]), lowest)
-    before = before_BP.to(dtype).clamp(min=lowest)[:, None].expand(-1, queries, -1)
+    causal_TT = torch.ones(T, T, dtype=torch.bool, device=valid_BT.device).tril()
+    own = torch.zeros(len(valid_BT), T, T, dtype=dtype, device=valid_BT.device)
+    own = own.masked_fill(~(causal_TT & valid_BT[:, None]), lowest)
+    before = before_BP.to(dtype).clamp(min=lowest)[:, None].expand(-1, T, -1)
     return torch.cat([before, own], dim=-1)[:, None]
 
 
