@@ -10,6 +10,7 @@ from cmt.methods import ABLATIONS, METHODS
 
 Record = Mapping[str, Any]
 MEGA = 2**20
+CURVES = ("retention", "robustness")
 
 
 def newest(records: Sequence[Record], part: str, dataset: str) -> dict[str, Record]:
@@ -26,7 +27,8 @@ def newest(records: Sequence[Record], part: str, dataset: str) -> dict[str, Reco
 def markdown(records: Sequence[Record], dataset: str) -> str:
     """All tables of a dataset; parts without a result are left out."""
     kind = dataset.split("-", maxsplit=1)[0]
-    streams = newest(records, "stream", dataset)
+    parts_of = {part: newest(records, part, dataset) for part in ("stream", *CURVES)}
+    streams = parts_of["stream"]
     methods = {name: record for name, record in streams.items() if name not in ABLATIONS}
     ablations = {name: record for name, record in streams.items() if name in ABLATIONS}
     parts = [
@@ -35,9 +37,9 @@ def markdown(records: Sequence[Record], dataset: str) -> str:
         _costs(methods),
         _forgetting(methods),
         _ablation({**methods, **ablations}, kind) if ablations else "",
-        _curve("Retention", newest(records, "retention", dataset), "documents", RETENTION),
-        _curve("Robustness", newest(records, "robustness", dataset), "share", ROBUSTNESS),
-        _made({**streams}),
+        _curve("Retention", parts_of["retention"], "documents", RETENTION),
+        _curve("Robustness", parts_of["robustness"], "share", ROBUSTNESS),
+        _made(parts_of),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -159,11 +161,17 @@ def place(point: Record, along: str) -> float:
     return float(round(point["unrelated"] / related, 2))
 
 
-def _made(records: Mapping[str, Record]) -> str:
-    lines = _head("Made by", "method", "date", "commit", "hardware", "command")
-    for name, record in records.items():
-        lines.append(_line(title(name), record["date"][:10], record["commit"], record["hardware"],
-                           f"`{record['command']}`"))  # fmt: skip
+def _made(parts_of: Mapping[str, Mapping[str, Record]]) -> str:
+    """Every command once, with what came of it: rows and parts."""
+    of_command: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for part, rows in parts_of.items():
+        for name, record in rows.items():
+            stamp = tuple(str(record[own]) for own in ("command", "commit", "hardware", "date"))
+            of_command.setdefault((*stamp[:3], stamp[3][:10]), {}).setdefault(name, []).append(part)
+    lines = _head("Made by", "rows", "date", "commit", "hardware", "command")
+    for (command, commit, hardware, date), made in of_command.items():
+        told = "; ".join(f"{title(name)}: {', '.join(parts)}" for name, parts in made.items())
+        lines.append(_line(told, date, commit, hardware, f"`{command}`"))
     return "\n".join(lines)
 
 
