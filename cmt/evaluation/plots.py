@@ -11,6 +11,8 @@ from cmt.evaluation.report import Record, newest, place, title
 from cmt.methods import ABLATIONS
 from cmt.methods.retrievers import imported
 
+HALF = 0.5  # of the width: names of points further right stand left of them
+
 
 def draw(records: Sequence[Record], dataset: str, folder: Path) -> list[Path]:
     """Every plot for which there are results, as PNG files in `folder`.
@@ -67,12 +69,20 @@ def _curves(
 def _against(methods: Mapping[str, Record], label: str, measure: Any, file: Path) -> None:
     """F1 against a cost, logarithmic, a point a method."""
     figure, axes = _figure()
-    for name, record in methods.items():
-        x, y = measure(record["result"]["costs"]), record["result"]["scores"]["f1"]
+    points = [
+        (title(name), measure(record["result"]["costs"]), record["result"]["scores"]["f1"])
+        for name, record in methods.items()
+    ]
+    for _, x, y in points:
         axes.scatter(x, y)
-        axes.annotate(title(name), (x, y), fontsize=6, xytext=(4, 2), textcoords="offset points")
     axes.set_xscale("symlog", linthresh=1)
     axes.set(xlabel=label, ylabel="F1, percent", ylim=(0, None))
+    for name, x, y in points:
+        across = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0]
+        side, away = ("right", -4) if across > HALF else ("left", 4)
+        axes.annotate(
+            name, (x, y), fontsize=6, ha=side, xytext=(away, 2), textcoords="offset points"
+        )
     figure.savefig(file, dpi=120)
 
 
