@@ -51,6 +51,9 @@ SOFT = ("cmt_paper", "mac", "mbc")
 ABLATED = ("--parts", "stream", "--no-forgetting")
 PAPER_FORMS = tuple(f"cmt_paper_without_{part}" for part in ("objective", "matching", "top_k"))
 
+SETTINGS = {"spans": {"salient_spans"}, "dense_model": {"dense_top1"}}
+"""What is told to some rows only."""
+
 JOBS: dict[str, tuple[Job, ...]] = {
     "ours": (
         Job(rows=("kv_trained",), options=CURVES, trains=1),
@@ -160,6 +163,9 @@ class Table:
         command = [sys.executable, str(options.script), "--out", str(options.out), *self.more]
         command += [word for row in job.rows for word in ("--method", row)]
         command += [*job.options]
+        for setting, rows in SETTINGS.items():
+            value = getattr(options, setting)
+            command += ["--set", f"{setting}={value}"] if value and rows & {*job.rows} else []
         if job.trains:
             command += ["--steps", str(job.trains * options.steps)]
         options.logs.mkdir(parents=True, exist_ok=True)
@@ -215,6 +221,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500, help="of training, of each trained part")
     parser.add_argument("--out", type=Path, default=HERE / "results/stream")
     parser.add_argument("--logs", type=Path, default=HERE.parent / "runs/table")
+    parser.add_argument("--spans", type=Path, help="saved ones, where spaCy isn't")
+    parser.add_argument("--dense-model", type=Path, help="folder of the embedding model")
     parser.add_argument("--script", type=Path, default=HERE / "stream.py", help="what a job runs")
     parser.add_argument("--quiet-after", type=float, default=15, metavar="SECONDS",
                         help="a timed job's start that needs no quiet")  # fmt: skip

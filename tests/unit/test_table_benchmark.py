@@ -24,7 +24,7 @@ out = Path(words[words.index("--out") + 1])
 rows = [words[i + 1] for i, word in enumerate(words) if word == "--method"]
 parts = [word for word in words if word in ("stream", "retention", "robustness")]
 with (out / "order.txt").open("a") as order:
-    order.write(" ".join([*rows, *parts, *(w for w in words if w.isdigit())]) + chr(10))
+    order.write(" ".join([*rows, *parts, *(w for w in words if w.isdigit() or "=" in w)]) + chr(10))
 if "bm25_top1" in rows and "--broken" in words:
     sys.exit("broken")
 for row in rows:
@@ -54,6 +54,12 @@ def test_jobs_wait_for_what_they_build_on(tmp_path: Path) -> None:
     assert timed > 0
     for row in ("salient_spans", "camels"):
         assert order.index(f"{row} retention 100 14") < order.index(f"{row} stream 100 14")
+
+
+def test_a_setting_of_some_rows_is_told_to_them_only(tmp_path: Path) -> None:
+    _, order = table(tmp_path, "--only", "gradient", "--spans", "spans.json")
+    assert {"spans=spans.json" in line for line in order if "salient" in line} == {True}
+    assert {"spans=spans.json" in line for line in order if "salient" not in line} == {False}
 
 
 def test_every_row_is_in_the_table(tmp_path: Path) -> None:
