@@ -12,8 +12,10 @@ from cmt.errors import InputError
 from cmt.objectives import (
     answer_cross_entropy,
     contrastive_matching_loss,
+    matching_cross_entropy,
     memory_aware_cross_entropy,
     memory_aware_logits,
+    question_cross_entropy,
     reconstruction_cross_entropy,
     self_matching_loss,
 )
@@ -23,7 +25,15 @@ def unit(*rows: list[float]) -> Tensor:
     return torch.nn.functional.normalize(torch.tensor(rows), dim=1)
 
 
-@pytest.mark.parametrize("loss", [answer_cross_entropy, reconstruction_cross_entropy])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        answer_cross_entropy,
+        reconstruction_cross_entropy,
+        question_cross_entropy,
+        matching_cross_entropy,
+    ],
+)
 def test_cross_entropy_by_hand(loss: object) -> None:
     # p(y=0) = 3/(3+1+1) = 3/5 and p(y=2) = 2/(1+1+2) = 2/4
     logits = torch.tensor([[3.0, 1.0, 1.0], [1.0, 1.0, 2.0]]).log()
