@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from cmt.splitting import Piece, split
+from cmt.splitting import Piece, split, split_all
 from tests import tiny
 
 ANY_CHARACTER = st.characters(exclude_categories=["Cs"])
@@ -92,3 +92,10 @@ def test_text_that_fits_is_one_piece(text, limits):
         assert text[pieces[0].start : pieces[0].end] == stripped
     else:
         assert len(pieces) > 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TEXT.filter(lambda text: text.strip()), max_size=4), LIMITS)
+def test_many_texts_are_split_as_each_alone(texts, limits):
+    together = split_all(texts, tokenizer(), max_tokens=limits[0], overlap_tokens=limits[1])
+    assert together == [cut(text, limits) for text in texts]

@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from cmt.errors import DocumentError, InputError
-from cmt.splitting import WIDEST_WINDOW, Piece, split
+from cmt.splitting import WIDEST_WINDOW, Piece, split, split_all
 from tests import tiny
 
 PARAGRAPH = "The delta of Mirna grows. Rivers carry sand and clay.\nIt stands on a rock."
@@ -190,3 +190,11 @@ def test_a_slow_tokenizer_is_refused():
 
     with pytest.raises(InputError, match=r"Expected a fast tokenizer.*got Slow"):
         split("a", Slow())
+
+
+def test_many_texts_are_refused_as_each_alone(tokenizer):
+    assert split_all([], tokenizer) == []
+    with pytest.raises(DocumentError, match="not white space, got 2 characters"):
+        split_all(["Clara Weiss built it.", " \n"], tokenizer)
+    with pytest.raises(InputError, match="max_tokens of at least 8, got 7"):
+        split_all([PARAGRAPH], tokenizer, max_tokens=7)
