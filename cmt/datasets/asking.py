@@ -78,7 +78,7 @@ def sensible(asked: Asked) -> bool:
     answer, question = words(asked.answer), words(asked.question)
     if not 1 <= len(answer) <= MOST_ANSWER_WORDS or set(answer) <= VAGUE:
         return False
-    if answer[0] in NOT_FIRST or answer[-1] in NOT_LAST:
+    if answer[0] in NOT_FIRST or answer[-1] in NOT_LAST or not POINTING.isdisjoint(answer):
         return False
     most = MOST_CLOZE_WORDS if asked.form == "cloze" else MOST_WORDS
     if not FEWEST_WORDS <= len(question) <= most or not POINTING.isdisjoint(question):

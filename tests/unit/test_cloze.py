@@ -100,6 +100,9 @@ def test_parses_need_spacy(monkeypatch: pytest.MonkeyPatch) -> None:
         ("Who built the lighthouse of Arbon near Mirna?", "the Arbon"),  # is in the question
         ("Who built the lighthouse of Arbon near Mirna?", "he"),
         ("Who built the lighthouse of Arbon near Mirna?", "no engineer"),
+        ("Who built the lighthouse of Arbon near Mirna?", "those engineers"),
+        ("Who built the lighthouse of Arbon near Mirna?", "his engineer"),
+        ("Who built the lighthouse of Arbon near Mirna?", "Clara or"),
         ("Who built the lighthouse of Arbon near Mirna?", "one two three four five six Jon Al Bo"),
         ("Who built the lighthouse of Arbon near Mirna?", "Weiss [b"),
         ("Who built it near Mirna in the year 1823?", "Clara"),
