@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from typing import TypedDict
 
 import torch
@@ -120,14 +119,14 @@ class Reading:
 
 
 def candidates(
-    hits: Sequence[Hit], sources: Iterator[MemorySource], stored: Iterator[StoredMemory]
+    hits: Sequence[Hit], sources: Mapping[int, MemorySource], stored: Mapping[int, StoredMemory]
 ) -> Found:
-    """One question's hits, weights still to come; takes as many sources, and memories if any."""
+    """One question's hits, weights still to come; sources and, if any, memories by memory id."""
     matches = [
-        Match(**asdict(next(sources)), score=hit.score, late_score=hit.late, weight=0.0)
+        Match(**asdict(sources[hit.memory_id]), score=hit.score, late_score=hit.late, weight=0.0)
         for hit in hits
     ]
-    return Found(tuple(matches), [one.memory for one in islice(stored, len(hits))])
+    return Found(tuple(matches), [stored[hit.memory_id].memory for hit in hits] if stored else [])
 
 
 def best(

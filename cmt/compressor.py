@@ -120,7 +120,8 @@ class CompressorInput:
     The places of memory and key tokens hold token 0 until their embeddings are put there:
     `special_S` lists those places, all memory tokens first, then the documents' key tokens,
     then the questions'. `segments` says which memory token stands for each of the
-    `document_tokens`, `owners_T` which question each of the `question_tokens` belongs to.
+    `document_tokens`, `segment_sizes` for how many each stands, `owners_T` which question each
+    of the `question_tokens` belongs to, `question_lengths` how many each has.
     """
 
     tokens_N: Tensor
@@ -129,8 +130,10 @@ class CompressorInput:
     special_S: Tensor
     document_tokens: Tensor
     segments: Tensor
+    segment_sizes: Tensor
     question_tokens: Tensor
     owners_T: Tensor
+    question_lengths: tuple[int, ...]
     documents: int
     questions: int
     memory_tokens: int
@@ -207,16 +210,20 @@ def prepare(
         key_places.append(start + n)
         start += n + 1
     none = torch.zeros(0, dtype=torch.long)
-    lengths_Q = torch.tensor([len(question) for question in questions], dtype=torch.long)
+    all_segments = torch.cat(segments) if documents else none
+    lengths = tuple(len(question) for question in questions)
+    lengths_Q = torch.tensor(lengths, dtype=torch.long)
     return CompressorInput(
         tokens_N=torch.cat(tokens),
         positions_N=torch.cat(positions),
         packing=pack([[len(d) + K + 1 for d in documents], [len(q) + 1 for q in questions]]),
         special_S=torch.cat([*memory_places, torch.tensor(key_places, dtype=torch.long)]),
         document_tokens=torch.cat(document_tokens) if documents else none,
-        segments=torch.cat(segments) if documents else none,
+        segments=all_segments,
+        segment_sizes=torch.bincount(all_segments, minlength=D * K),
         question_tokens=torch.cat(question_tokens) if questions else none,
         owners_T=torch.arange(len(questions)).repeat_interleave(lengths_Q),
+        question_lengths=lengths,
         documents=D,
         questions=len(questions),
         memory_tokens=K,
@@ -310,6 +317,7 @@ class Compressor(nn.Module):
                 vectors_TV=self._vectors(self.vector_head, hidden_TW),
                 weights_T=functional.softplus(self.term_weight(hidden_TW).float())[:, 0],
                 owners_T=batch.owners_T,
+                lengths=batch.question_lengths,
             )
         return encoded
 
@@ -334,7 +342,7 @@ class Compressor(nn.Module):
         shape = (batch.documents * batch.memory_tokens, embeddings_NW.shape[1])
         sums = torch.zeros(shape, device=embeddings_NW.device)
         sums.index_add_(0, batch.segments, embeddings_NW[batch.document_tokens].float())
-        counts = torch.bincount(batch.segments, minlength=shape[0]).clamp(min=1)
+        counts = batch.segment_sizes.clamp(min=1)
         learned_KW = self.memory_embeddings[self._rows(batch.memory_tokens)]
         return sums / counts[:, None] + learned_KW.repeat(batch.documents, 1)
 

@@ -86,5 +86,6 @@ def encode_questions(
             vectors_TV=torch.cat([part.vectors_TV for part in parts]),
             weights_T=torch.cat([part.weights_T for part in parts]),
             owners_T=torch.cat([part.owners_T for part in parts]),
+            lengths=tuple(length for part in parts for length in part.lengths),
         )
     return EncodedQuestions(keys_QC=torch.cat(keys), vectors=vectors)

@@ -20,10 +20,11 @@ from cmt.bank import Bank
 from cmt.compressor import Compressor
 from cmt.encoding import EncodedQuestions, encode_questions
 from cmt.errors import BankError, CorruptRecordError, InputError, UnknownIdError
-from cmt.late_interaction import SHORTLIST, late_scores
+from cmt.late_interaction import SHORTLIST, shortlist_scores, stacked
 from cmt.matching import Hit, KeyIndex
 from cmt.reranking import question_log_likelihoods
 from cmt.selection import Selection
+from cmt.tensors import move
 
 _ATTEMPTS = 8  # searches, while documents found are being deleted
 
@@ -105,9 +106,9 @@ class Finder:
             try:
                 if late:
                     hits = self._compared(questions, hits, how_many)
-                ids = [hit.memory_id for own in hits for hit in own]
-                sources = iter(self._bank.sources(ids))
-                stored = iter(self._bank.memories(ids) if with_tensors else [])
+                ids = list(_unique(hits))
+                sources = dict(zip(ids, self._bank.sources(ids), strict=True))
+                read = self._bank.memories(ids) if with_tensors else []
             except UnknownIdError:  # deleted since the search
                 attempts += 1
                 continue
@@ -117,6 +118,7 @@ class Finder:
                 _logger.warning("memory %d is left out of matching: %s", error.memory_id, error)
                 self._index.leave_out(error.memory_id)
                 continue
+            stored = {memory.memory_id: memory for memory in read}
             return hits, [candidates(own, sources, stored) for own in hits]
         raise BankError(
             f"expected to read the memories found in {self._bank.path}, but they were deleted "
@@ -128,34 +130,47 @@ class Finder:
     ) -> list[list[Hit]]:
         """Late interaction: each question's best of its shortlist, best first."""
         assert questions.vectors is not None
+        ids = _unique(hits)
+        if not ids:
+            return [[] for _ in hits]
+        # As many hits for each question: all were searched for among the same memories.
+        chosen_QC = torch.tensor([[ids[hit.memory_id] for hit in own] for own in hits])
+        vectors_DKV = stacked(self._bank.vectors(list(ids)))
+        vectors_DKV, chosen_QC = move((vectors_DKV, chosen_QC), questions.keys_QC.device)
+        late_QC = shortlist_scores(questions.vectors, vectors_DKV.float(), chosen_QC).tolist()
         scale = self._compressor.scale().item()
-        device = questions.keys_QC.device
         best_hits: list[list[Hit]] = []
-        for row, own in enumerate(hits):
-            if not own:
-                best_hits.append([])
-                continue
-            vectors_CKV = torch.stack(self._bank.vectors([hit.memory_id for hit in own]))
-            late_C = late_scores(questions.vectors.rows([row]), vectors_CKV.to(device).float(), 1)
-            compared = [
-                replace(hit, late=late) for hit, late in zip(own, late_C[0].tolist(), strict=True)
-            ]
-            compared.sort(key=lambda hit: -(scale * hit.score + hit.late))  # stable
-            best_hits.append(compared[:how_many])
+        for own, late_C in zip(hits, late_QC, strict=True):
+            logits = [scale * hit.score + late for hit, late in zip(own, late_C, strict=True)]
+            order = sorted(range(len(own)), key=logits.__getitem__, reverse=True)  # stable
+            best_hits.append([replace(own[i], late=late_C[i]) for i in order[:how_many]])
         return best_hits
 
     def _likelihoods(
         self, questions: Sequence[Sequence[int]], found: Sequence[Found]
     ) -> torch.Tensor:
-        """Re-rank: log P(q | Mⁱ) by the frozen model, (questions, candidates)."""
-        memories = torch.stack([memory for own in found for memory in own.memories])
-        places = torch.arange(len(memories)).view(len(questions), -1)
+        """Re-rank: log P(q | Mⁱ) by the frozen model, (questions, candidates), on the CPU."""
+        memories = {
+            match.memory_id: memory
+            for own in found
+            for match, memory in zip(own.matches, own.memories, strict=True)
+        }
+        places = {memory_id: place for place, memory_id in enumerate(memories)}
+        candidates_BC = torch.tensor(
+            [[places[match.memory_id] for match in own.matches] for own in found]
+        )
         with self._model:
             return question_log_likelihoods(
                 self._compressor.base,
                 questions,
-                memories,
-                places,
+                list(memories.values()),
+                candidates_BC,
                 self._start,
                 bfloat16_products=self._compressor.bfloat16_products,
-            )
+            ).cpu()
+
+
+def _unique(hits: Sequence[Sequence[Hit]]) -> dict[int, int]:
+    """Ids of the memories found, each once, and their places in that order."""
+    ids = dict.fromkeys(hit.memory_id for own in hits for hit in own)
+    return {memory_id: place for place, memory_id in enumerate(ids)}

@@ -9,17 +9,21 @@ question another, with a weight w_t ≥ 0 that says how much the token counts, a
 The vectors come out of the same pass that makes memory and key, and take about one percent of
 the memory's bytes.
 
-Shape legend: Q questions, T tokens of all questions in a row, D documents, K memory tokens,
-V vector size.
+Shape legend: Q questions, T tokens of all questions in a row (beside a Q: of the longest), D
+documents, C of them a question's candidates, K memory tokens, V vector size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from cmt.attention import pack
+from cmt.tensors import move
 
 SHORTLIST = 100
 """How many memories found by key are compared token by token."""
@@ -33,27 +37,26 @@ class QuestionVectors:
         vectors_TV: A unit vector of each token.
         weights_T: How much it counts, at least 0.
         owners_T: Which question it belongs to, ascending.
+        lengths: How many tokens each question has, known without asking the device.
     """
 
     vectors_TV: Tensor
     weights_T: Tensor
     owners_T: Tensor
+    lengths: tuple[int, ...]
 
     def rows(self, numbers: Sequence[int]) -> QuestionVectors:
         """Those of some questions, numbered anew from 0 in the order given."""
-        device = self.owners_T.device
-        counts = torch.bincount(self.owners_T, minlength=max(numbers, default=0) + 1)
-        starts = counts.cumsum(0) - counts
-        chosen = torch.as_tensor(numbers, device=device)
-        places = [
-            torch.arange(start, start + count, device=device)
-            for start, count in zip(starts[chosen].tolist(), counts[chosen].tolist(), strict=True)
-        ]
-        index_T = torch.cat(places)
+        starts = list(accumulate(self.lengths, initial=0))
+        lengths = tuple(self.lengths[number] for number in numbers)
+        places = [torch.arange(starts[number], starts[number + 1]) for number in numbers]
+        owners_T = torch.arange(len(numbers)).repeat_interleave(torch.tensor(lengths))
+        index_T, owners_T = move((torch.cat(places), owners_T), self.owners_T.device)
         return QuestionVectors(
             vectors_TV=self.vectors_TV[index_T],
             weights_T=self.weights_T[index_T],
-            owners_T=torch.arange(len(numbers), device=device).repeat_interleave(counts[chosen]),
+            owners_T=owners_T,
+            lengths=lengths,
         )
 
 
@@ -64,3 +67,25 @@ def late_scores(question: QuestionVectors, documents_DKV: Tensor, questions: int
     best_TD = similarities_TDK.amax(2).float() * question.weights_T.float()[:, None]
     scores_QD = torch.zeros(questions, D, device=best_TD.device)
     return scores_QD.index_add(0, question.owners_T, best_TD)
+
+
+def shortlist_scores(question: QuestionVectors, documents_DKV: Tensor, chosen_QC: Tensor) -> Tensor:
+    """s(q, M) of every question with the documents chosen for it alone, shape (Q, C)."""
+    group = move(pack([question.lengths]).groups[0], question.vectors_TV.device)
+    asked_QTV = question.vectors_TV[group.index_BT]
+    weights_QT: Tensor = question.weights_T[group.index_BT].float() * group.valid_BT
+    own_QCKV = documents_DKV[chosen_QC].to(asked_QTV.dtype)
+    similarities_QTP = asked_QTV @ own_QCKV.flatten(1, 2).transpose(1, 2)
+    best_QTC: Tensor = similarities_QTP.unflatten(2, own_QCKV.shape[1:3]).amax(3)
+    return (best_QTC.float() * weights_QT[..., None]).sum(1)
+
+
+def stacked(vectors: Sequence[Tensor]) -> Tensor:
+    """Vectors (K, V) of documents, K of each its own, as one (D, K, V) with the largest K.
+
+    Where a document has fewer, its first vector is repeated, which changes no maximum.
+    """
+    K = max(len(own_KV) for own_KV in vectors)
+    return torch.stack(
+        [torch.cat([own_KV, own_KV[:1].expand(K - len(own_KV), -1)]) for own_KV in vectors]
+    )

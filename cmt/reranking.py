@@ -6,13 +6,13 @@ memory that makes the question likely is one the question was asked about. (Quer
 as in unsupervised passage re-ranking, arXiv 2204.07496; here with memories for passages.) It
 needs no training and no outside retriever, and reads each question once a candidate.
 
-Shape legend: B questions, C candidates each, L layers, G key/value heads, K memory tokens,
-E head size.
+Shape legend: B questions, C candidates each, P pairs of a question and a memory, D memories, L
+layers, G key/value heads, K memory tokens, E head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -32,7 +32,7 @@ LIKELIHOOD_WEIGHT = 0.2
 def question_log_likelihoods(
     base: BaseModel,
     questions: Sequence[Sequence[int]],
-    memories: Tensor,
+    memories: Tensor | Sequence[Tensor],
     candidates_BC: Tensor,
     start: int,
     *,
@@ -43,34 +43,75 @@ def question_log_likelihoods(
     Args:
         base: The frozen model.
         questions: Prompts as `reading.question_tokens` makes them.
-        memories: Memories that candidates are among, (D, L, 2, G, K, E).
-        candidates_BC: Rows of `memories`.
+        memories: Memories that candidates are among, (D, L, 2, G, K, E), or a sequence of them,
+            (L, 2, G, K, E) with any K each; there is a pass for each K.
+        candidates_BC: Rows of `memories`; on the CPU where those are a sequence.
         start: Position of a question's first token.
         bfloat16_products: Multiply in bfloat16 under a float32 model; scores only, no answer
             is generated here.
     """
-    opening = opening_tokens(base.tokenizer)
     B, C = candidates_BC.shape
-    segments = [question for question in questions for _ in range(C)]
+    asked = [question for question in questions for _ in range(C)]
+    rows_P = candidates_BC.flatten()
+    if isinstance(memories, Tensor):
+        chosen, places_P = _chosen(memories, rows_P)
+        pairs = _pairs(base, asked, chosen, places_P, start, bfloat16_products)
+        return pairs.view(B, C)
+    likelihoods_P = torch.zeros(B * C, device=base.device)
+    for numbers, own, places in _by_size(memories, rows_P.tolist()):
+        some = [asked[number] for number in numbers]
+        pairs = _pairs(base, some, own, places, start, bfloat16_products)
+        where = move(torch.tensor(numbers), base.device)
+        likelihoods_P = likelihoods_P.index_copy(0, where, pairs)
+    return likelihoods_P.view(B, C)
+
+
+def _chosen(memories: Tensor, rows_P: Tensor) -> tuple[Tensor, Tensor]:
+    """The memories of some rows, and each row's place among them."""
+    if rows_P.device.type != "cpu":  # finding equal rows would wait for the device
+        return memories[rows_P.to(memories.device)], torch.arange(len(rows_P))
+    rows, places_P = rows_P.unique(return_inverse=True)
+    return memories[rows.to(memories.device)], places_P
+
+
+def _by_size(
+    memories: Sequence[Tensor], rows: Sequence[int]
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """For each K: numbers of the pairs that read such memories, those, and places among them."""
+    for K in sorted({memories[row].shape[3] for row in rows}):
+        numbers = [number for number, row in enumerate(rows) if memories[row].shape[3] == K]
+        places = {row: place for place, row in enumerate(dict.fromkeys(rows[n] for n in numbers))}
+        own = torch.stack([memories[row] for row in places])
+        yield numbers, own, torch.tensor([places[rows[number]] for number in numbers])
+
+
+def _pairs(
+    base: BaseModel,
+    questions: Sequence[Sequence[int]],
+    memories: Tensor,
+    places_P: Tensor,
+    start: int,
+    bfloat16_products: bool,
+) -> Tensor:
+    """Log P(q | Mⁱ) of each question, all in one pass, with the memory in its place: (P,)."""
+    opening = opening_tokens(base.tokenizer)
     prepared = prepare_reading(
-        [[segment[:opening] for segment in segments]],
-        [[segment[opening:] for segment in segments]],
+        [[question[:opening] for question in questions]],
+        [[question[opening:] for question in questions]],
         [],
         start,
     )
-    batch = move(prepared, base.device)
-    rows, place = candidates_BC.flatten().unique(return_inverse=True)
-    batch.packing.groups[0].memories_BM = place[:, None].to(base.device)
-    chosen = memories[rows.to(memories.device)].to(base.device, base.dtype)
+    prepared.packing.groups[0].memories_BM = places_P[:, None]
+    lengths = torch.tensor([len(question) - opening for question in questions])
+    owners_T = torch.arange(len(questions)).repeat_interleave(lengths)
+    batch, owners_T = move((prepared, owners_T), base.device)
+    chosen = memories.to(base.device, base.dtype)
     fast = bfloat16_products and base.dtype == torch.float32
     context = torch.autocast(base.device.type, torch.bfloat16) if fast else nullcontext()
     with context:
         logits_TV = base.logits(read(base, batch, by_layer(chosen)))
     losses_T = functional.cross_entropy(logits_TV.float(), batch.labels_T, reduction="none")
-    lengths = torch.tensor([len(segment) - opening for segment in segments], device=base.device)
-    owners_T = torch.arange(B * C, device=base.device).repeat_interleave(lengths)
-    sums = torch.zeros(B * C, device=base.device).index_add_(0, owners_T, losses_T)
-    return -sums.view(B, C)
+    return -torch.zeros(len(questions), device=base.device).index_add_(0, owners_T, losses_T)
 
 
 def by_layer(memories: Tensor) -> list[LayerKV]:

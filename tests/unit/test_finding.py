@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,3 +87,25 @@ def test_a_memory_whose_vectors_are_gone_is_named_and_the_others_serve(
     assert second.memory_id != first.memory_id
     assert "left out of matching" in caplog.text
     assert [problem.memory_id for problem in memory.bank.verify()] == [first.memory_id]
+
+
+def test_a_batch_reads_each_memory_once(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three questions, all of whose candidates are the same few memories."""
+    seen: dict[str, list[list[int]]] = {"vectors": [], "memories": [], "sources": []}
+    for name, calls in seen.items():
+        read = getattr(memory.bank, name)
+
+        def counting(ids: list[int], read: Any = read, calls: list[list[int]] = calls) -> Any:
+            calls.append(list(ids))
+            return read(ids)
+
+        monkeypatch.setattr(memory.bank, name, counting)
+    memory.ask([QUESTION, "When was it built?", QUESTION], rerank=4)
+    for calls in seen.values():
+        [ids] = calls
+        assert len(ids) == len(set(ids))
+    assert len(seen["vectors"][0]) == len(TEXTS)
+
+
+def test_nothing_is_compared_where_nothing_is_selected(memory: Memory) -> None:
+    assert memory.search(QUESTION, namespace="none") == ()

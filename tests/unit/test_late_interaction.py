@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from cmt.late_interaction import QuestionVectors, late_scores
+from cmt.late_interaction import QuestionVectors, late_scores, shortlist_scores, stacked
 
 
 def questions(*lengths: int) -> QuestionVectors:
@@ -15,6 +15,7 @@ def questions(*lengths: int) -> QuestionVectors:
         vectors_TV=functional.normalize(torch.randn(total, 6, generator=random), dim=-1),
         weights_T=torch.rand(total, generator=random),
         owners_T=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
+        lengths=lengths,
     )
 
 
@@ -61,3 +62,25 @@ def test_gradients_reach_both_sides_and_the_weights() -> None:
     assert not asked.vectors_TV.grad[2:].any()
     assert asked.weights_T.grad is not None
     assert asked.weights_T.grad[:2].any()
+
+
+def test_a_shortlist_has_the_scores_of_all() -> None:
+    """Each question with documents of its own, whatever else is asked."""
+    asked, known = questions(4, 1, 3), documents(5)
+    everything = late_scores(asked, known, 3)
+    chosen = torch.tensor([[4, 0], [1, 1], [2, 3]])
+    found = shortlist_scores(asked, known, chosen)
+    torch.testing.assert_close(found, everything.gather(1, chosen))
+    for q in range(3):
+        alone = shortlist_scores(asked.rows([q]), known, chosen[[q]])
+        torch.testing.assert_close(alone[0], found[q])
+
+
+def test_fewer_vectors_are_filled_up_without_a_change() -> None:
+    asked = questions(4, 1, 3)
+    known = [*documents(3), documents(4)[3, :2], documents(5)[4, :1]]
+    together = stacked(known)
+    assert together.shape == (5, 3, 6)
+    scores = late_scores(asked, together, 3)
+    for d, own in enumerate(known):
+        torch.testing.assert_close(scores[:, [d]], late_scores(asked, own[None], 3))

@@ -57,3 +57,23 @@ def test_memories_by_layer_are_as_packed_attention_takes_them():
 def test_scores_are_combined():
     logits, likelihoods = torch.tensor([[10.0, 18.0]]), torch.tensor([[-10.0, -30.0]])
     assert combined_scores(logits, likelihoods, 0.5).tolist() == [[5.0, 3.0]]
+
+
+@torch.no_grad()
+def test_memories_of_several_sizes_are_read_as_by_themselves():
+    base = tiny.base_model()
+    encode = base.tokenizer
+    texts = [encode(text, add_special_tokens=False)["input_ids"] for text in DOCUMENTS]
+    lengths = (12, 5, 12)
+    memories = [own_cache(base, text[:length]) for text, length in zip(
+        [*texts, texts[1][2:]], lengths, strict=True)]  # fmt: skip
+    questions = question_tokens(base.tokenizer, QUESTIONS)
+    candidates = torch.tensor([[0, 1, 2], [1, 1, 0]])
+    found = question_log_likelihoods(base, questions, memories, candidates, start=13)
+    assert found.shape == (2, 3)
+    for row, question in enumerate(questions):
+        for column, place in enumerate(candidates[row].tolist()):
+            alone = question_log_likelihoods(
+                base, [question], memories[place][None], torch.tensor([[0]]), start=13
+            )
+            torch.testing.assert_close(found[row, column], alone[0, 0], rtol=1e-5, atol=1e-4)
