@@ -163,6 +163,7 @@ class Memory(Holdings):
         *,
         on_progress: Callable[[Progress], None] | None = None,
         batch_tokens: int | None = None,
+        memory_tokens: int | None = None,
         turn: Turn = nullcontext,
         known_only: bool = False,
         **changes: Unpack[AddOptions],
@@ -181,13 +182,16 @@ class Memory(Holdings):
             documents: One, or any number; a text alone is a document without id.
             on_progress: Called after each batch.
             batch_tokens: Most tokens compressed in one pass, a longer piece aside.
+            memory_tokens: K of the memories made now, one of the compressor's `config.sizes`;
+                None: the largest. One bank may hold memories of several sizes.
             turn: Entered around each pass, so that a server can let questions go first.
             known_only: Change documents that the bank holds, report others as failures: what is
                 forgotten while it is being compressed does not come back.
             changes: `AddOptions`: namespace, tags, expires_at, ttl and supersede for all.
 
         Raises:
-            InputError: `documents` are none, batch_tokens < 1, or changes that can't be.
+            InputError: `documents` are none, batch_tokens < 1, a size that the compressor isn't
+                trained for, or changes that can't be.
             BankError: Full disk, locked, read-only. Batches before this one are kept.
         """
         began = time.perf_counter()
@@ -195,16 +199,16 @@ class Memory(Holdings):
             batch_tokens = BATCH_TOKENS.get(self._base.device.type, BATCH_TOKENS["cpu"])
         if batch_tokens < 1:
             raise InputError(f"expected batch_tokens of at least 1, got {batch_tokens}")
+        K = self.compressor.config.size(memory_tokens)
         tally = Tally()
         given = with_options(as_items(documents), changes)
         items = drafts(given, self.bank, self.compressor)
-        more = self.compressor.config.memory_tokens + 1
-        for window, failed in windows(items, more, batch_tokens):
+        for window, failed in windows(items, K + 1, batch_tokens):
             tally.failed += failed
             try:
-                self._store(window, tally, batch_tokens, turn, known_only)
+                self._store(window, tally, batch_tokens, K, turn, known_only)
             except InputError:  # the bank refused one of them: which?
-                self._store_singly(window, tally, batch_tokens, turn, known_only)
+                self._store_singly(window, tally, batch_tokens, K, turn, known_only)
             if on_progress is not None:
                 on_progress(tally.progress())
         return tally.report(time.perf_counter() - began)
@@ -215,6 +219,7 @@ class Memory(Holdings):
         *,
         namespace: str = DEFAULT_NAMESPACE,
         supersede: bool = False,
+        memory_tokens: int | None = None,
         turn: Turn = nullcontext,
         **changes: Unpack[DocumentChanges],
     ) -> AddReport:
@@ -224,28 +229,34 @@ class Memory(Holdings):
             document_id: Which one.
             namespace: Where it is.
             supersede: Keep the version before a new text as history.
+            memory_tokens: As for `add`, of a new text.
             turn: As for `add`.
             changes: `DocumentChanges`, those given: text, title, date, source, metadata, tags,
                 expires_at.
 
         Raises:
             UnknownIdError: There is none with this id.
-            InputError: A change that can't be; the document stays as it was.
+            InputError: A change or a size that can't be; the document stays as it was.
             BankError: As `add`.
         """
         changed = changed_document(self.get(document_id, namespace=namespace), changes)
-        report = self.add(replace(changed, supersede=supersede), turn=turn, known_only=True)
+        report = self.add(
+            replace(changed, supersede=supersede),
+            memory_tokens=memory_tokens,
+            turn=turn,
+            known_only=True,
+        )
         if report.failed:
             self.get(document_id, namespace=namespace)  # forgotten meanwhile?
             raise InputError(report.failed[0].reason)
         return report
 
     def _compress(
-        self, pieces: Sequence[Piece], batch_tokens: int, turn: Turn
+        self, pieces: Sequence[Piece], batch_tokens: int, memory_tokens: int, turn: Turn
     ) -> Iterator[EncodedPiece]:
         """Compress, M = Θ(d): a memory and a key for each piece, in bfloat16 on the CPU."""
         tokens = [piece.token_ids for piece in pieces]
-        passes = encode_documents(self.compressor, tokens, batch_tokens)
+        passes = encode_documents(self.compressor, tokens, batch_tokens, memory_tokens)
         return as_encoded(self._alone(passes, turn), pieces)
 
     def _store(
@@ -253,12 +264,13 @@ class Memory(Holdings):
         window: Sequence[Draft],
         tally: Tally,
         batch_tokens: int,
+        memory_tokens: int,
         turn: Turn,
         known_only: bool,
     ) -> None:
         """Store in {Mⁱ}: the window's documents, in one transaction."""
         pieces = [piece for draft in window for piece in draft.pieces]
-        encoded = self._compress(pieces, batch_tokens, turn)
+        encoded = self._compress(pieces, batch_tokens, memory_tokens, turn)
         entries = [(draft.document, list(islice(encoded, len(draft.pieces)))) for draft in window]
         outcomes = self.bank.add(entries, known_only=known_only)
         for outcome, (_, own) in zip(outcomes, entries, strict=True):
@@ -269,6 +281,7 @@ class Memory(Holdings):
         window: Sequence[Draft],
         tally: Tally,
         batch_tokens: int,
+        memory_tokens: int,
         turn: Turn,
         known_only: bool,
     ) -> None:
@@ -277,7 +290,7 @@ class Memory(Holdings):
             try:
                 pieces = split_for(self.compressor, draft.document.text)
                 own = [replace(draft, pieces=pieces)]
-                self._store(own, tally, batch_tokens, turn, known_only)
+                self._store(own, tally, batch_tokens, memory_tokens, turn, known_only)
             except InputError as error:
                 tally.failed.append(Failure(document=draft.name, reason=str(error)))
 
@@ -538,7 +551,7 @@ class Memory(Holdings):
         return MemoryStats(
             bank=bank,
             bytes_per_document=bank.memory_bytes / max(1, bank.documents),
-            memory_tokens=self.compressor.config.memory_tokens,
+            memory_tokens=bank.memory_tokens,
             base_model=self._base.name,
             fingerprint=self.bank.fingerprint,
         )

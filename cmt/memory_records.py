@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cmt.bank.records import Stats
@@ -30,13 +31,14 @@ class MemoryStats:
     Attributes:
         bank: How much is stored and where the bytes are.
         bytes_per_document: Bytes of memory tensor, on average; 0 for an empty bank.
-        memory_tokens: Places that one memory takes in the frozen model's cache.
+        memory_tokens: Places that a memory takes in the frozen model's cache: how many memories
+            there are of each size.
         base_model: The frozen model's name.
         fingerprint: The weights of base model and compressor.
     """
 
     bank: Stats
     bytes_per_document: float
-    memory_tokens: int
+    memory_tokens: Mapping[int, int]
     base_model: str
     fingerprint: Fingerprint

@@ -4,7 +4,8 @@ The new memories gather in a file beside the bank, `NAME.reindex`, which survive
 the next run goes on where it stopped. Documents that come, change or go meanwhile are caught up
 with. At the end one transaction takes the new memories over and the new weights' fingerprint: a
 reader sees the old bank until then and the new one after, never anything between. Whoever has the
-bank open with the old compressor is told to open it again.
+bank open with the old compressor is told to open it again. Memories keep their number of tokens K
+where the new compressor is trained for it; the others get its largest.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import islice
 
 from cmt.bank import Bank
@@ -27,7 +29,16 @@ from cmt.splitting import Piece
 BATCH_TOKENS = 4096
 
 Progress = Callable[[int, int], object]
-_Window = list[tuple[int, StoredDocument, list[Piece]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A version to be compressed anew, and into how many memory tokens."""
+
+    number: int
+    document: StoredDocument
+    pieces: list[Piece]
+    memory_tokens: int
 
 
 def reindex(
@@ -75,30 +86,40 @@ def reindex(
 
 def _windows(
     bank: Bank, compressor: Compressor, numbers: Sequence[int], batch_tokens: int
-) -> Iterator[tuple[int, _Window]]:
+) -> Iterator[tuple[int, list[_Task]]]:
     """Versions whose pieces fill a batch, and how many numbers are done with them."""
-    more = compressor.config.memory_tokens + 1
-    window: _Window = []
+    config = compressor.config
+    window: list[_Task] = []
     tokens = 0
     for done, number in enumerate(numbers):
         document = bank.version(number)
         if document is None:  # forgotten meanwhile
             continue
         pieces = split_for(compressor, document.text)
-        size = sum(len(piece.token_ids) + more for piece in pieces)
+        old = bank.memory_tokens(number)
+        K = old if old in config.sizes else config.memory_tokens
+        size = sum(len(piece.token_ids) + K + 1 for piece in pieces)
         if window and (tokens + size > batch_tokens or len(window) == MOST_DOCUMENTS):
             yield done, window
             window, tokens = [], 0
-        window.append((number, document, pieces))
+        window.append(_Task(number, document, pieces, K))
         tokens += size
     if window:
         yield len(numbers), window
 
 
-def _stage(staging: Staging, compressor: Compressor, window: _Window, batch_tokens: int) -> None:
-    pieces = [piece for _, _, own in window for piece in own]
-    passes = encode_documents(compressor, [piece.token_ids for piece in pieces], batch_tokens)
-    encoded = as_encoded(passes, pieces)
-    staging.put(
-        [(number, document, list(islice(encoded, len(own)))) for number, document, own in window]
-    )
+def _stage(
+    staging: Staging, compressor: Compressor, window: list[_Task], batch_tokens: int
+) -> None:
+    """Compress and stage a window, sizes apart."""
+    for K in sorted({task.memory_tokens for task in window}):
+        tasks = [task for task in window if task.memory_tokens == K]
+        pieces = [piece for task in tasks for piece in task.pieces]
+        tokens = [piece.token_ids for piece in pieces]
+        encoded = as_encoded(encode_documents(compressor, tokens, batch_tokens, K), pieces)
+        staging.put(
+            [
+                (task.number, task.document, list(islice(encoded, len(task.pieces))))
+                for task in tasks
+            ]
+        )

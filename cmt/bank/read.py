@@ -219,6 +219,18 @@ def _document_of(sqlite: sqlite3.Connection, memory_id: int, number: int) -> Sto
         raise
 
 
+def count_by_size(sqlite: sqlite3.Connection, number: int | None = None) -> dict[int, int]:
+    """How many memories, of one version or of all, there are of each number of tokens K.
+
+    A damaged shape counts for none.
+    """
+    where, values = ("", ()) if number is None else ("WHERE document = ?", (number,))
+    size = "CASE WHEN json_valid(shape) THEN json_extract(shape, '$[3]') END"
+    query = f"SELECT {size}, count(*) FROM memories {where} GROUP BY 1 ORDER BY 1"  # noqa: S608
+    rows = sqlite.execute(query, values)
+    return {K: count for K, count in rows.fetchall() if isinstance(K, int)}
+
+
 def read_document_rows(
     sqlite: sqlite3.Connection, selection: Selection | None, after: int, how_many: int, offset: int
 ) -> list[Row]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -42,6 +43,7 @@ class Stats:
         superseded: Versions kept as history; `documents` doesn't count them, the bytes do.
         expired: Documents in force but for their expiry, `Bank.purge` deletes them.
         namespaces: The collections that documents in force belong to, sorted.
+        memory_tokens: How many memories there are of each number of tokens K, ascending.
     """
 
     documents: int
@@ -53,6 +55,7 @@ class Stats:
     superseded: int = 0
     expired: int = 0
     namespaces: tuple[str, ...] = ()
+    memory_tokens: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

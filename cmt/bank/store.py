@@ -363,6 +363,7 @@ class Bank:
                 "SELECT count(*), coalesce(sum(memory_bytes), 0), "
                 "coalesce(sum(length(key) + coalesce(length(vectors), 0)), 0) FROM memories"
             ).fetchone()
+            sizes = read.count_by_size(sqlite)
         files = [self.path, self.path.with_name(f"{self.path.name}-wal")]
         return Stats(
             documents=versions - superseded,
@@ -374,6 +375,7 @@ class Bank:
             superseded=superseded,
             expired=expired,
             namespaces=tuple(namespace for (namespace,) in namespaces),
+            memory_tokens=sizes,
         )
 
     def key_changes(self, cursor: int, *, limit: int | None = None) -> KeyChanges:
@@ -469,6 +471,11 @@ class Bank:
         """A version by its number, for `Staging`; None when it is gone; raises as `get`."""
         with self._reader.reading() as sqlite:
             return read.read_version(sqlite, number)
+
+    def memory_tokens(self, number: int) -> int | None:
+        """K of a version's memories, the largest; None without any that says."""
+        with self._reader.reading() as sqlite:
+            return max(read.count_by_size(sqlite, number), default=None)
 
     def reading(self) -> AbstractContextManager[sqlite3.Connection]:
         """A read transaction, for the bank's own package."""

@@ -12,6 +12,7 @@ import click
 from cmt.commands.options import (
     json_option,
     memory_options,
+    memory_tokens_option,
     on_terminal,
     print_json,
     size,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Most tokens compressed in one pass.  [default: 4096, on a GPU 16384]",
 )
+@memory_tokens_option
 @click.option("--namespace", help="The collection to put them in.  [default: default]")
 @click.option("--tag", "tags", multiple=True, help="A label to filter by. Repeat for several.")
 @click.option("--expires-at", metavar="DATE", help="From when on they are not matched any more.")
@@ -57,6 +59,7 @@ def add(  # noqa: PLR0913
     paths: tuple[str, ...],
     kind: str | None,
     batch_tokens: int | None,
+    memory_tokens: int | None,
     namespace: str | None,
     tags: tuple[str, ...],
     expires_at: str | None,
@@ -93,7 +96,11 @@ def add(  # noqa: PLR0913
         options["ttl"] = parse_length(ttl)
     with Memory.open(bank, tier=tier, **model) as memory, _Bar(progress, paths, kind) as bar:
         report = memory.add(
-            _documents(paths, kind), on_progress=bar.show, batch_tokens=batch_tokens, **options
+            _documents(paths, kind),
+            on_progress=bar.show,
+            batch_tokens=batch_tokens,
+            memory_tokens=memory_tokens,
+            **options,
         )
     if as_json:
         print_json(asdict(report))

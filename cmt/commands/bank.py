@@ -154,7 +154,7 @@ def stats(as_json: bool, bank: Path) -> None:
         return
     for name, value in {
         "documents": f"{found.documents:,}" + _besides(found),
-        "memories": f"{found.memories:,}",
+        "memories": f"{found.memories:,}" + _sizes(found),
         "memory": f"{size(found.memory_bytes)} ({size(per_document)} a document, {tier})",
         "namespaces": ", ".join(found.namespaces),
         "keys": size(found.key_bytes),
@@ -194,6 +194,12 @@ def _besides(stats: Stats) -> str:
     """What is kept beside the documents in force."""
     parts = {"expired": stats.expired, "superseded versions": stats.superseded}
     shown = ", ".join(f"{number:,} {name}" for name, number in parts.items() if number)
+    return f" ({shown})" if shown else ""
+
+
+def _sizes(stats: Stats) -> str:
+    """How many tokens the memories have."""
+    shown = ", ".join(f"{number:,} of {K} tokens" for K, number in stats.memory_tokens.items())
     return f" ({shown})" if shown else ""
 
 

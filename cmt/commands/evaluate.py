@@ -18,6 +18,7 @@ import click
 from cmt.commands.options import (
     aggregate_option,
     json_option,
+    memory_tokens_option,
     model_options,
     on_terminal,
     print_json,
@@ -42,6 +43,7 @@ def _numbers(ctx: click.Context, option: click.Parameter, value: str) -> tuple[i
 @click.command("eval")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--bank-size", type=click.IntRange(min=1), help="Learn only the first N documents.")
+@memory_tokens_option
 @click.option("--top-k", callback=_numbers, default="1", show_default=True, help="E.g. 1,3.")
 @click.option("--rerank", type=click.IntRange(min=0), default=4, show_default=True,
               help="How many memories are re-ranked; 0: none.")  # fmt: skip
@@ -64,6 +66,7 @@ def _numbers(ctx: click.Context, option: click.Parameter, value: str) -> tuple[i
 def evaluate(  # noqa: PLR0913, PLR0917
     dataset: Path,
     bank_size: int | None,
+    memory_tokens: int | None,
     top_k: tuple[int, ...],
     rerank: int,
     aggregate: str | None,
@@ -116,6 +119,7 @@ def evaluate(  # noqa: PLR0913, PLR0917
             top_k=top_k,
             rerank=rerank,
             aggregation=aggregation,
+            memory_tokens=memory_tokens,
             batch_size=batch_size,
             progress=bar,
         )

@@ -34,6 +34,12 @@ tier_option = click.option(
     help="How a bank that is made stores memories: int8 takes half the bytes, int4 a quarter.  "
     "[default: bf16]",
 )
+memory_tokens_option = click.option(
+    "--memory-tokens",
+    type=click.IntRange(min=1),
+    help="Tokens of each memory made, of the numbers that the compressor is trained for; fewer "
+    "take fewer bytes.  [default: the most]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")
 top_k_option = click.option(
     "--top-k",

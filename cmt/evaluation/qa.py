@@ -22,7 +22,7 @@ from cmt.datasets.qa import QADataset
 from cmt.encoding import encode_documents, encode_questions
 from cmt.errors import InputError
 from cmt.generation import Sampling, generate
-from cmt.late_interaction import SHORTLIST, QuestionVectors, late_scores
+from cmt.late_interaction import SHORTLIST, QuestionVectors, shortlist_scores
 from cmt.metrics import bootstrap_interval, exact_match, f1, prefix_exact_match, recall_at
 from cmt.reading import question_tokens, reading_start
 from cmt.reranking import combined_scores, question_log_likelihoods
@@ -83,16 +83,29 @@ class ResidentBank:
     vectors_DKV: Tensor | None = None
 
 
-def learn(compressor: Compressor, dataset: QADataset, *, batch_tokens: int = 16384) -> ResidentBank:
+def learn(
+    compressor: Compressor,
+    dataset: QADataset,
+    *,
+    batch_tokens: int = 16384,
+    memory_tokens: int | None = None,
+) -> ResidentBank:
     """Compress every document of a dataset, long ones in pieces.
 
+    Args:
+        compressor: With its base model underneath.
+        dataset: What is learned.
+        batch_tokens: Most tokens compressed in one pass, a longer piece aside.
+        memory_tokens: K of the memories, one of the compressor's `config.sizes`; None: the largest.
+
     Raises:
-        InputError: The dataset has no documents.
+        InputError: The dataset has no documents, or the compressor isn't trained for the size.
         DocumentError: One has nothing in it.
     """
     if not dataset.documents:
         raise InputError(f"expected at least one document in {dataset.name}, got none")
     config, base = compressor.config, compressor.base
+    K = config.size(memory_tokens)
     began = time.perf_counter()
     pieces: list[tuple[int, ...]] = []
     owners: list[int] = []
@@ -108,7 +121,7 @@ def learn(compressor: Compressor, dataset: QADataset, *, batch_tokens: int = 163
     order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))  # like lengths together
     sorted_pieces = [pieces[i] for i in order]
     memories, keys, vectors = [], [], []
-    for _, encoded in encode_documents(compressor, sorted_pieces, batch_tokens):
+    for _, encoded in encode_documents(compressor, sorted_pieces, batch_tokens, K):
         memories.append(encoded.stacked().bfloat16())  # as the bank stores them
         keys.append(encoded.document_keys_DC)
         if encoded.document_vectors_DKV is not None:
@@ -138,6 +151,7 @@ def evaluate(  # noqa: PLR0913
     shortlist: int = SHORTLIST,
     aggregation: Aggregation = CONCATENATED,
     bank: ResidentBank | None = None,
+    memory_tokens: int | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 24,
     resamples: int = 1000,
@@ -155,20 +169,25 @@ def evaluate(  # noqa: PLR0913
             the compressor has it; 0: none.
         aggregation: How several memories are read together.
         bank: The dataset's documents, learned already; None learns them.
+        memory_tokens: As for `learn`; None: the largest, or those of `bank`.
         batch_size: Questions answered at a time.
         max_new_tokens: Longest answer.
         resamples: Of the bootstrap.
         progress: Something with `update(n)`, told the number of questions answered.
 
     Raises:
-        InputError: No documents or no questions; a number below 1 (`rerank`: below 0).
+        InputError: No documents or no questions; a number below 1 (`rerank`: below 0);
+            memory_tokens that the compressor isn't trained for, or `bank` doesn't have.
         DocumentError: A document that can't be split into pieces (an empty one).
     """
     _check(dataset, batch_size=batch_size, resamples=resamples, top_k=min(top_k, default=1))
     if rerank < 0:
         raise InputError(f"expected rerank of at least 0, got {rerank}")
     base, config = compressor.base, compressor.config
-    bank = bank or learn(compressor, dataset)
+    bank = bank or learn(compressor, dataset, memory_tokens=memory_tokens)
+    K = bank.memories.shape[4]
+    if memory_tokens not in (None, K):
+        raise InputError(f"expected a bank of {memory_tokens} memory tokens, got one of {K}")
     prompts = question_tokens(base.tokenizer, [q.text for q in dataset.questions])
     scores_QD = match_scores(compressor, bank, prompts, shortlist, batch_size)
     match_seconds = 0.0
@@ -213,7 +232,7 @@ def evaluate(  # noqa: PLR0913
         documents=len(dataset.documents),
         pieces=len(bank.keys),
         questions=len(prompts),
-        memory_tokens=config.memory_tokens,
+        memory_tokens=K,
         bytes_per_memory=bank.memories[0].numel() * 2,
         recall={k: 100 * recall_at(ranks, k) for k in (1, 3, 5, 10)},
         found={k: results[f"top_{k}"] for k in top_k},
@@ -275,8 +294,9 @@ def _compared(
     found = scores_QD.topk(min(shortlist, scores_QD.shape[1]), dim=1)
     scores_QC = found.values.clone()
     for rows in chunks(range(len(scores_QD)), batch_size):
-        late_BD = late_scores(questions.rows(rows), documents_DKV.float(), len(rows))
-        scores_QC[rows] += late_BD.gather(1, found.indices[rows])
+        scores_QC[rows] += shortlist_scores(
+            questions.rows(rows), documents_DKV, found.indices[rows]
+        )
     return _rescored(scores_QD, found.indices, scores_QC)
 
 

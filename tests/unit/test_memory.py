@@ -74,9 +74,9 @@ def compressed(monkeypatch):
     seen = []
     encode = memory.encode_documents
 
-    def counting(compressor, pieces, batch_tokens):
+    def counting(compressor, pieces, *sizes):
         seen.extend(pieces)
-        return encode(compressor, pieces, batch_tokens)
+        return encode(compressor, pieces, *sizes)
 
     monkeypatch.setattr(memory, "encode_documents", counting)
     return seen
@@ -295,8 +295,8 @@ def test_a_document_whose_memory_the_bank_refuses_fails_alone(empty, monkeypatch
     encode = memory.encode_documents
     bad = tuple(empty.compressor.base.tokenizer(FACTS[1].text)["input_ids"])
 
-    def broken(compressor, pieces, batch_tokens):
-        for batch, encoded in encode(compressor, pieces, batch_tokens):
+    def broken(compressor, pieces, *sizes):
+        for batch, encoded in encode(compressor, pieces, *sizes):
             for row, index in enumerate(batch):
                 if tuple(pieces[index]) == bad:
                     encoded.document_keys_DC[row] = torch.nan
@@ -539,7 +539,7 @@ def test_stats_tell_size_and_origin(learned, compressor):
     stats = learned.stats()
     assert stats.bank.documents == 3
     assert stats.bytes_per_document * 3 == stats.bank.memory_bytes
-    assert stats.memory_tokens == SMALL.memory_tokens
+    assert stats.memory_tokens == stats.bank.memory_tokens == {SMALL.memory_tokens: 3}
     assert stats.base_model == "tiny-llama"
     assert stats.fingerprint == fingerprint(compressor)
 
