@@ -25,7 +25,7 @@ from cmt.datasets import QADataset
 from cmt.encoding import EncodedQuestions, encode_questions
 from cmt.evaluation.qa import ResidentBank, learn, rerank_scores
 from cmt.generation import Sampling, stream
-from cmt.late_interaction import SHORTLIST, late_scores
+from cmt.late_interaction import SHORTLIST, shortlist_scores
 from cmt.memory import DEFAULT_RERANK
 from cmt.methods.answering import AnswerConfig
 from cmt.methods.few_shot import solved_examples
@@ -157,8 +157,8 @@ class Staged:
         if vectors is None or own is None:
             return
         scores_BD, found = self._made["scores"], self._made["found"]
-        late_BD = late_scores(vectors.rows(range(len(scores_BD))), own.float(), len(scores_BD))
-        compared = found.values + late_BD.gather(1, found.indices)
+        rows = vectors.rows(range(len(scores_BD)))
+        compared = found.values + shortlist_scores(rows, own, found.indices)
         lowest = compared.amin(1, keepdim=True)
         below_BD = scores_BD - scores_BD.amax(1, keepdim=True) + lowest - 1
         self._made["scores"] = below_BD.scatter(1, found.indices, compared)

@@ -26,7 +26,7 @@ from cmt.late_interaction import SHORTLIST, QuestionVectors, shortlist_scores
 from cmt.metrics import bootstrap_interval, exact_match, f1, prefix_exact_match, recall_at
 from cmt.reading import question_tokens, reading_start
 from cmt.reranking import combined_scores, question_log_likelihoods
-from cmt.splitting import split
+from cmt.splitting import split_all
 
 
 @dataclass(kw_only=True, slots=True)
@@ -109,13 +109,13 @@ def learn(
     began = time.perf_counter()
     pieces: list[tuple[int, ...]] = []
     owners: list[int] = []
-    for number, document in enumerate(dataset.documents):
-        parts = split(
-            document.text,
-            base.tokenizer,
-            max_tokens=config.max_piece_tokens,
-            overlap_tokens=config.overlap_tokens,
-        )
+    split = split_all(
+        [document.text for document in dataset.documents],
+        base.tokenizer,
+        max_tokens=config.max_piece_tokens,
+        overlap_tokens=config.overlap_tokens,
+    )
+    for number, parts in enumerate(split):
         pieces += [part.token_ids for part in parts]
         owners += [number] * len(parts)
     order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))  # like lengths together
