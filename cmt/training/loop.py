@@ -202,7 +202,9 @@ def _set_up(
     _ = base.sink  # once, before any layer is compiled
     if config.compile:
         _compile(base, compressor)
-    module = TrainingStep(base, compressor, config.objectives, len(data.documents))
+    module = TrainingStep(
+        base, compressor, config.objectives, len(data.documents), compiled=config.compile
+    )
     optimizer = torch.optim.AdamW(
         list(compressor.parameters()),
         lr=config.learning_rate,

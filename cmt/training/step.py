@@ -13,15 +13,9 @@ from torch import Tensor, nn
 
 from cmt.base_model import BaseModel
 from cmt.compressor import Compressor, Encoded
+from cmt.head_loss import head_cross_entropy
 from cmt.late_interaction import late_scores
-from cmt.objectives import (
-    answer_cross_entropy,
-    contrastive_matching_loss,
-    matching_cross_entropy,
-    memory_aware_cross_entropy,
-    question_cross_entropy,
-    reconstruction_cross_entropy,
-)
+from cmt.objectives import contrastive_matching_loss, matching_cross_entropy
 from cmt.reading import read
 from cmt.training.data import TrainingBatch
 
@@ -57,10 +51,20 @@ class TrainingStep(nn.Module):
     stale_keys_XC: Tensor
 
     def __init__(
-        self, base: BaseModel, compressor: Compressor, config: ObjectiveConfig, corpus: int
+        self,
+        base: BaseModel,
+        compressor: Compressor,
+        config: ObjectiveConfig,
+        corpus: int,
+        *,
+        compiled: bool = False,
     ) -> None:
-        """Make a step over `compressor`; `corpus` is the number of documents in all."""
+        """Make a step over `compressor`; `corpus` is the number of documents in all.
+
+        `compiled` compiles the losses behind the output head (CUDA).
+        """
         super().__init__()
+        self._compiled = compiled
         self._base = (base,)
         self.compressor = compressor
         self.config = config
@@ -85,19 +89,21 @@ class TrainingStep(nn.Module):
         parts = [reading.answers, reading.retold, len(hidden) - reading.answers - reading.retold]
         answers, retold, asked = hidden.split(parts)
         labels, retold_labels, asked_labels = reading.labels_T.split(parts)
+        without = None
         if config.alpha > 0:
             with torch.no_grad():
                 plain = read(base, reading, None, self.compressor.reconstruction_embedding)
-                without = base.logits(plain[: reading.answers])
-            answer = memory_aware_cross_entropy(base.logits(answers), without, labels, config.alpha)
-        else:
-            answer = answer_cross_entropy(base.logits(answers), labels)
+            without = plain[: reading.answers]
+        answer = head_cross_entropy(
+            base, answers, labels, without, config.alpha, compiled=self._compiled
+        )
         report |= {"answer": answer, "matching": matching}
-        if len(retold):
-            logits = base.logits(retold)
-            report["reconstruction"] = reconstruction_cross_entropy(logits, retold_labels)
-        if len(asked):
-            report["asking"] = question_cross_entropy(base.logits(asked), asked_labels)
+        for name, states, own_labels in (
+            ("reconstruction", retold, retold_labels),
+            ("asking", asked, asked_labels),
+        ):
+            if len(states):
+                report[name] = head_cross_entropy(base, states, own_labels, compiled=self._compiled)
         loss = answer
         for name, weight in (
             ("matching", config.matching),
