@@ -14,12 +14,13 @@ import torch
 from inference_timing import paired_ratio, profiled, rounds, seconds, spread
 from torch import nn
 
-from cmt.attention import PackedPass, pack
+from cmt.attention import PackedPass
 from cmt.base_model import BaseModel
 from cmt.compressor import Compressor, prepare
 from cmt.datasets import QADataset
 from cmt.encoding import batches, encode_documents
 from cmt.evaluation.qa import learn
+from cmt.packing import pack
 from cmt.splitting import split
 from cmt.tensors import move
 
@@ -82,22 +83,30 @@ def plain_padded(plain: BaseModel, pieces: Pieces) -> None:
     )
 
 
-def operations(base: BaseModel, lengths: Sequence[int]) -> int:
-    """Floating-point operations of a pass: 2 · weights · tokens, and causal attention.
+def matrix_weights(base: BaseModel) -> int:
+    """Weights that every token of a pass is multiplied by: the decoder's matrices.
 
-    The embedding is a look-up, and no logits are made: neither counts.
+    The embedding is a look-up, adapters are merged into the weights once: neither counts.
     """
     inner = {id(p) for p in base.model.get_input_embeddings().parameters()}
-    shapes = [p for p in base.decoder.parameters() if p.dim() == 2 and id(p) not in inner]
-    adapters = {
-        id(p) for name, p in base.decoder.named_parameters() if "lora_" in name
-    }  # merged into the weights once, not part of a pass
-    weights = sum(p.numel() for p in shapes if id(p) not in adapters)
+    return sum(
+        p.numel()
+        for name, p in base.decoder.named_parameters()
+        if p.dim() == 2 and id(p) not in inner and "lora_" not in name
+    )
+
+
+def operations_a_pair(base: BaseModel) -> int:
+    """Floating-point operations of a query with a key in every layer: its score and its value."""
     config = base.model.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    a_pair = 4 * base.dimensions.layers * config.num_attention_heads * head  # scores and values
+    return int(4 * base.dimensions.layers * config.num_attention_heads * head)
+
+
+def operations(base: BaseModel, lengths: Sequence[int]) -> int:
+    """Floating-point operations of a pass without logits: 2 · weights · tokens, and attention."""
     pairs = sum(n * (n + 1) // 2 for n in lengths)
-    return 2 * weights * sum(lengths) + a_pair * pairs
+    return 2 * matrix_weights(base) * sum(lengths) + operations_a_pair(base) * pairs
 
 
 def stages(compressor: Compressor, pieces: Pieces, how_many: int) -> dict[str, float]:

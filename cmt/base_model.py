@@ -20,9 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from cmt import weights
-from cmt.attention import IMPLEMENTATION, LayerKV, PackedPass, any_shape, pack
+from cmt.attention import IMPLEMENTATION, LayerKV, PackedPass, any_shape
 from cmt.errors import ModelError
 from cmt.model_structure import decoder_layers, dimensions, sliding_window
+from cmt.packing import pack
 
 
 class BaseModel:
@@ -173,7 +174,7 @@ class BaseModel:
                 f"expected segments of at most {self._window} tokens, the sliding window of "
                 f"{self.name}, got one of {longest}"
             )
-        run.start(len(self.layers), embeddings_ND.dtype)
+        run.start(len(self.layers))
         # a 4-D mask is handed through as it is: packed attention makes its own
         unused = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=embeddings_ND.device)
         with any_shape():

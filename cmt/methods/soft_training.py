@@ -80,9 +80,9 @@ class SoftTraining:
         config = self._config
         drawn, asked, positives = self._draw(step)
         positives_Q = torch.tensor(positives, device=self._module.base.device)
-        compressor = self._module.compressor
-        memories_DKW = compressor.compress([self._documents[i] for i in drawn])
-        queries_QKW = compressor.compress([self._questions[i] for i in asked])
+        texts = [self._documents[i] for i in drawn] + [self._questions[i] for i in asked]
+        compressed_XKW = self._module.compressor.compress(texts)  # in one pass
+        memories_DKW, queries_QKW = compressed_XKW.split([len(drawn), len(asked)])
         remembered_DKW, extra = self._remember(memories_DKW)
         aggregated = self._aggregated(queries_QKW, remembered_DKW, positives_Q)
         answer = self._answer_loss(aggregated, asked)

@@ -8,15 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmt.attention import (
-    LayerPass,
-    PackedPass,
-    Packing,
-    _ToRectangle,
-    _ToRow,
-    pack,
-    packed_attention,
-)
+from cmt.attention import PackedPass, packed_attention
+from cmt.packing import Packing, pack
+from cmt.rectangles import Rectangles, _ToRectangle, _ToRow
 from tests import small, tiny
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -41,7 +35,7 @@ def states(tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 def run(packed: PackedPass, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Output of one layer, (N, H, E)."""
-    packed.start(1, query.dtype)
+    packed.start(1)
     output, _ = packed_attention(Module(), query, key, value, None, packed=packed.layers[0])
     return output[0]
 
@@ -257,6 +251,7 @@ def test_bfloat16_masks_are_finite() -> None:
     packing.groups[0].weights_BM = torch.tensor([[0.0, -torch.inf], [-1.0, -2.0]])
     packed = PackedPass(packing=packing, prefix=[prefix])  # type: ignore[list-item]
     output = run(packed, *(part.bfloat16() for part in states(8)))
-    layer: LayerPass = packed.layers[0]
     assert output.isfinite().all()
-    assert all(mask is not None and mask.isfinite().all() for mask in layer.masks)
+    way = packed.way(states(8)[0])
+    assert isinstance(way, Rectangles)
+    assert all(mask is not None and mask.isfinite().all() for mask in way.masks)

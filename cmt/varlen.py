@@ -1,0 +1,231 @@
+"""Packed attention in kernels for segments of variable length: nothing is padded.
+
+A segment's keys are `[sink; its memories; its own]`, all segments one after another in a row
+that one gather lays out. Flash attention for variable lengths aligns causality at the end, so
+that a segment's queries see everything before its own tokens. A memory's weight w is a bias
+log w on its scores; these kernels take no bias, so it rides in eight further places of the head:
+q·k + log w = [q; 1; 1; 0…]·[k; hi; lo; 0…], hi + lo = log w in two half-precision numbers.
+
+Shape legend: N packed tokens, S keys of all segments in a row, B segments of a group, T longest
+segment, M memories read by a segment, K tokens of a memory, D documents compressed, H query
+heads, G key/value heads, E head size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
+
+from cmt.packing import Group, Packing
+from cmt.rectangles import summed
+
+_KV = tuple[Tensor, Tensor]
+
+FURTHER = 8
+"""Places of the head that a bias takes: kernels want a multiple of eight."""
+WIDEST = 256
+"""Largest head of the kernels."""
+LOWEST = -1e4
+"""What stands for the logarithm of a weight of 0."""
+
+# grouped heads are asked for by name in newer versions of torch and understood in older ones
+_GROUPED: Any = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+)
+
+
+class VariableLength:
+    """One packed pass without padding; what all its layers share."""
+
+    def __init__(
+        self, packing: Packing, memories: Tensor | None, sink: bool, dtype: torch.dtype
+    ) -> None:
+        """Lay out the keys.
+
+        Args:
+            packing: The layout of the queries.
+            memories: One layer's keys (D, K, G, E), for their shape; None: none are read.
+            sink: Whether an attention sink stands before everything.
+            dtype: Of the queries.
+        """
+        groups, inverse_N = packing.groups, packing.inverse_N
+        device, N = inverse_N.device, len(inverse_N)
+        self._plain = memories is None and not sink
+        D, K = (0, 0) if memories is None else memories.shape[:2]
+        before = [int(sink) + _read(group, memories) * K for group in groups]
+        lengths = torch.cat([group.valid_BT.sum(1) for group in groups])
+        more = torch.cat([
+            torch.full((len(g.index_BT),), b, device=device)
+            for g, b in zip(groups, before, strict=True)
+        ])  # fmt: skip
+        self._queries = _bounds(lengths)
+        self._keys = _bounds(lengths + more)
+        longest = [group.index_BT.shape[1] for group in groups]
+        self._longest_query = max(longest)
+        self._longest_key = max(n + b for n, b in zip(longest, before, strict=True))
+        self._log_weights_S: Tensor | None = None
+        self._columns: Tensor | None = None
+        if self._plain:
+            return
+        S = N + sum(len(g.index_BT) * b for g, b in zip(groups, before, strict=True))
+        self._lay_out(groups, inverse_N, before, (int(sink), D, K, S))
+        chosen = [g.memories_BM.flatten() for g in groups if D and g.memories_BM is not None]
+        self._choice: Tensor | None = None
+        if chosen and torch.is_grad_enabled():
+            self._choice = functional.one_hot(torch.cat(chosen), D).to(half(dtype))
+
+    def _lay_out(
+        self,
+        groups: tuple[Group, ...],
+        inverse_N: Tensor,
+        before: list[int],
+        sizes: tuple[int, int, int, int],
+    ) -> None:
+        """Where each key of the row comes from, and where own tokens and memories lie in it."""
+        sink, D, K, S = sizes
+        device, N = inverse_N.device, len(inverse_N)
+        source_S = torch.zeros(S, dtype=torch.long, device=device)  # the sink's row is the first
+        own: list[Tensor] = []
+        memory_places, weighed_places, log_weights = [], [], []
+        first = 0
+        for group, more in zip(groups, before, strict=True):
+            B, T = group.index_BT.shape
+            starts_B1 = self._keys[first : first + B, None].long()
+            first += B
+            own.append((starts_B1 + more + torch.arange(T, device=device)).flatten())
+            if not D or group.memories_BM is None:
+                continue
+            M = group.memories_BM.shape[1]
+            places_BP = starts_B1 + sink + torch.arange(M * K, device=device)
+            tokens_BMK = group.memories_BM[..., None] * K + torch.arange(K, device=device)
+            source_S[places_BP.flatten()] = sink + tokens_BMK.flatten()
+            memory_places.append(places_BP.flatten())
+            if group.weights_BM is not None:
+                weighed_places.append(places_BP.flatten())
+                log_weights.append(group.weights_BM.float().repeat_interleave(K, 1).flatten())
+        self._own_N = torch.cat(own)[inverse_N]
+        source_S[self._own_N] = sink + D * K + torch.arange(N, device=device)
+        self._source_S = source_S
+        self._memories_P = torch.cat(memory_places) if memory_places else source_S[:0]
+        if weighed_places:
+            none_S = torch.zeros(S, device=device)
+            weights = torch.cat(log_weights).clamp(min=LOWEST)
+            self._log_weights_S = none_S.index_copy(0, torch.cat(weighed_places), weights)
+
+    @staticmethod
+    def serves(query: Tensor) -> bool:
+        """Whether the kernels take queries (N, H, E) like this one."""
+        E = query.shape[-1]
+        return query.is_cuda and half(query.dtype).itemsize == 2 and not E % 8 and E < WIDEST
+
+    def attend(
+        self,
+        rows: tuple[Tensor, Tensor, Tensor],
+        prefix: _KV | None,
+        sink: _KV | None,
+        scaling: float,
+    ) -> Tensor:
+        """Output (N, H, E) of queries (N, H, E), keys and values (N, G, E)."""
+        dtype = half(rows[0].dtype)
+        query, key, value = (row.to(dtype) for row in rows)
+        if not self._plain:
+            key, value = (
+                self._laid_out(own, prefix and prefix[i], sink and sink[i])
+                for i, own in enumerate((key, value))
+            )
+        if self._log_weights_S is None:
+            return self._kernel(query, key, value, scaling)
+        E, G = query.shape[-1], key.shape[1]
+        if self._columns is None:
+            self._columns = _columns(self._log_weights_S / scaling, dtype)
+        ones = functional.pad(query.new_ones(2), (0, FURTHER - 2))
+        query = torch.cat([query, ones.expand(*query.shape[:2], -1)], dim=-1)
+        key = torch.cat([key, self._columns[:, None].expand(-1, G, -1)], dim=-1)
+        return self._kernel(query, key, functional.pad(value, (0, FURTHER)), scaling)[..., :E]
+
+    def _laid_out(self, own: Tensor, memories: Tensor | None, sink: Tensor | None) -> Tensor:
+        """Keys or values (N, G, E) of the segments, with what they read before them: (S, G, E)."""
+        if memories is not None:
+            memories = memories.to(own.dtype)
+        laid: Tensor = _LayOut.apply(  # type: ignore[no-untyped-call]
+            own, memories, None if sink is None else sink.to(own.dtype),
+            self._source_S, self._own_N, self._memories_P, self._choice,
+        )  # fmt: skip
+        return laid
+
+    def _kernel(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        output = varlen_attn(
+            query.contiguous(),
+            key.contiguous(),
+            value.contiguous(),
+            self._queries,
+            self._keys,
+            self._longest_query,
+            self._longest_key,
+            scale=scaling,
+            window_size=(-1, 0),  # causal
+            **_GROUPED,
+        )
+        assert isinstance(output, Tensor)
+        return output
+
+
+def half(dtype: torch.dtype) -> torch.dtype:
+    """The type that attention computes in: autocast's where it is on, else the queries' own."""
+    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else dtype
+
+
+def _read(group: Group, memories: Tensor | None) -> int:
+    """How many memories a segment of the group reads."""
+    return 0 if memories is None or group.memories_BM is None else group.memories_BM.shape[1]
+
+
+def _bounds(lengths: Tensor) -> Tensor:
+    """Where each segment begins, and where the last one ends."""
+    return functional.pad(lengths.cumsum(0), (1, 0)).int()
+
+
+def _columns(biases_S: Tensor, dtype: torch.dtype) -> Tensor:
+    """The further places of keys (S, 8) that add a bias to their scores."""
+    high_S = biases_S.to(dtype)
+    low_S = (biases_S - high_S.float()).to(dtype)
+    return functional.pad(torch.stack([high_S, low_S], dim=1), (0, FURTHER - 2))
+
+
+class _LayOut(torch.autograd.Function):
+    """`[sink; memories; own]` by number; a row of its own but the sink's and the memories'.
+
+    The gradient of own rows is a gather, that of memories one product with the choice, so
+    nothing is scattered. The sink, of the frozen model, takes none.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        own: Tensor,
+        memories: Tensor | None,
+        sink: Tensor | None,
+        source: Tensor,
+        own_places: Tensor,
+        memory_places: Tensor,
+        choice: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(own_places, memory_places, choice)
+        ctx.memories = None if memories is None else memories.shape
+        read = [] if memories is None else [memories.flatten(0, 1)]
+        return torch.cat([*([] if sink is None else [sink]), *read, own])[source]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        own_places, memory_places, choice = ctx.saved_tensors
+        memories = None
+        if ctx.needs_input_grad[1]:
+            _, K, *_ = ctx.memories
+            read = gradient[memory_places].unflatten(0, (-1, K))
+            memories = summed(read, choice)
+        return gradient[own_places], memories, None, None, None, None, None
