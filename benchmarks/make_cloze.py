@@ -10,17 +10,17 @@ are cut at sentence bounds. What shares a title or a sentence with held-out data
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cmt.datasets import QADataset, hold_out, load_squad
+from cmt.datasets import hold_out, load_squad
 from cmt.datasets.asking_parsed import SpacyAsker
 from cmt.datasets.asking_rules import RuleAsker
 from cmt.datasets.cloze import cloze_questions
 from cmt.datasets.held_out import HeldOut
+from cmt.datasets.jsonl_writing import write_jsonl
 from cmt.datasets.rows import json_lines, read_text
 from cmt.datasets.sentences import sentence_spans
 from cmt.datasets.squad import get_field
@@ -75,7 +75,7 @@ def main() -> None:
         usable, asker=asker, most=arguments.most, cloze_share=arguments.cloze_share,
         name=arguments.out.name.split(".")[0], seed=arguments.seed,
     )  # fmt: skip
-    write(dataset, arguments.out)
+    write_jsonl(dataset, arguments.out)
     print(f"{arguments.out}: {len(dataset.documents):,} documents, "
           f"{len(dataset.questions):,} questions")  # fmt: skip
 
@@ -127,24 +127,6 @@ def wikitext(content: str) -> Iterator[tuple[str, str]]:
                 text = pattern.sub(replacement, text)
             sentences = (text[start:end] for start, end in sentence_spans(text))
             yield title, " ".join(s for s in sentences if "<unk>" not in s)
-
-
-def write(dataset: QADataset, file: Path) -> None:
-    """One question a line, as `cmt.datasets.load_jsonl` reads them."""
-    lines = []
-    for question in dataset.questions:
-        document = dataset.documents[question.document]
-        record = {
-            "id": question.id,
-            "text": document.text,
-            "question": question.text,
-            "answers": list(question.answers),
-            "title": document.title,
-            "article": document.title or document.id,
-        }
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    content = "".join(lines).encode()
-    file.write_bytes(gzip.compress(content, mtime=0) if file.suffix == ".gz" else content)
 
 
 if __name__ == "__main__":
