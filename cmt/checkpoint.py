@@ -10,6 +10,7 @@ A checkpoint is a folder, laid out as PEFT and transformers users know it::
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,37 @@ def from_pretrained(base: BaseModel, folder: str | Path) -> Compressor:
         InputError: `base` is under a compressor already.
     """
     folder = Path(folder)
+    settings, weights = _settings(base, folder), _read(folder)
+    compressor = Compressor(base, settings)
+    try:
+        _put(compressor, weights, folder)
+    except CheckpointError:
+        compressor.detach()
+        raise
+    return compressor.eval().requires_grad_(False)
+
+
+def start_from(compressor: Compressor, folder: str | Path) -> None:
+    """Give a compressor the weights of a checkpoint of the same form, to train it further.
+
+    The form is the configuration but for `memory_sizes`, which change no weight.
+
+    Raises:
+        CheckpointError: As for `from_pretrained`, or the checkpoint has another form. The
+            compressor keeps its own weights.
+    """
+    folder = Path(folder)
+    settings, own = _settings(compressor.base, folder), compressor.config
+    if replace(settings, memory_sizes=own.memory_sizes) != own:
+        raise CheckpointError(
+            f"expected a checkpoint of the form {own.described()} to start from, got "
+            f"{settings.described()} in {folder}"
+        )
+    _put(compressor, _read(folder), folder)
+
+
+def _settings(base: BaseModel, folder: Path) -> CompressorConfig:
+    """The configuration in a checkpoint that was made for this base model."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"expected a compressor checkpoint in {folder}: no {CONFIG} there")
     try:
@@ -93,16 +125,16 @@ def from_pretrained(base: BaseModel, folder: str | Path) -> Compressor:
             f"({config.get('base_model', 'unnamed')}), got base model {base.fingerprint[:16]} "
             f"({base.name})"
         )
-    weights = _read(folder)
-    compressor = Compressor(base, settings)
+    return settings
+
+
+def _put(compressor: Compressor, weights: dict[str, torch.Tensor], folder: Path) -> None:
     try:
         compressor.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        compressor.detach()
         raise CheckpointError(
             f"expected the weights that {folder / CONFIG} describes, got others: {error}"
         ) from error
-    return compressor.eval().requires_grad_(False)
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

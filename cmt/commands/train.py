@@ -54,6 +54,11 @@ BLANK_LINE = re.compile(r"\n\s*\n")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after so long.")
 @click.option("--steps", type=click.IntRange(min=1), help="Stop after so many steps.")
 @click.option("--memory-tokens", type=click.IntRange(min=1), help="Tokens of a memory.")
+@click.option(
+    "--start-from",
+    type=click.Path(path_type=Path),
+    help="Begin with the weights of this checkpoint, of the same form.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the state in the folder.")
 @click.option("--plot", is_flag=True, help="Draw metrics.png (needs matplotlib).")
 def train(  # noqa: PLR0913
@@ -66,6 +71,7 @@ def train(  # noqa: PLR0913
     minutes: float | None,
     steps: int | None,
     memory_tokens: int | None,
+    start_from: Path | None,
     resume: bool,
     plot: bool,
 ) -> None:
@@ -92,6 +98,8 @@ def train(  # noqa: PLR0913
     from cmt.datasets import hold_out, load_jsonl, load_squad
 
     config = _changed(_load_recipe(recipe), minutes, steps, memory_tokens)
+    if start_from is not None:
+        config = replace(config, start_from=str(start_from))
     dataset = load_squad(data, split="train" if data.is_dir() else None, strict=False)
     validation = None
     if config.held_out_articles:

@@ -20,7 +20,7 @@ def write_jsonl(dataset: QADataset, file: Path) -> None:
             "question": question.text,
             "answers": list(question.answers),
             "title": document.title,
-            "article": document.title or document.id,
+            "article": str(dataset.articles[question.document]),
         }
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     content = "".join(lines).encode()

@@ -35,7 +35,10 @@ def substituted(
     seed: int = 0,
     name: str = "substituted",
 ) -> QADataset:
-    """Changed versions of the documents, with their questions; titles and articles stay.
+    """Changed versions of the documents, with their questions; titles stay.
+
+    Each copy has articles of its own: two versions of a paragraph, which answer the same questions,
+    are never drawn together as each other's hard negatives.
 
     A question whose answer can't be changed stays as it is; one whose shortest answer is no
     longer in the text is left out, and so is a version in which nothing changed. Ids get the
@@ -80,7 +83,7 @@ def substituted(
             documents.append(
                 Document(text=text, id=new_id, title=document.title, date=document.date)
             )
-            articles.append(dataset.articles[index])
+            articles.append(dataset.articles[index] * copies + copy - 1)
     if not documents:
         raise InputError(f"{name}: expected an answer that can be changed, found none")
     return QADataset(

@@ -188,6 +188,7 @@ class TrainedKvMemory(KvMemory):
         run = replace(
             recipe,
             base_model=materials.base.name,
+            start_from=None,  # what it saw would not be the protocol's part alone
             steps=materials.steps,
             minutes=materials.minutes,
             seed=materials.seed,

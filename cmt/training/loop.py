@@ -24,6 +24,7 @@ from transformers import AttentionInterface
 
 from cmt.attention import IMPLEMENTATION, packed_attention
 from cmt.base_model import BaseModel
+from cmt.checkpoint import start_from
 from cmt.compressor import Compressor, CompressorConfig
 from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
@@ -41,6 +42,8 @@ class TrainingConfig:
 
     Attributes:
         base_model: As for `BaseModel.load`.
+        start_from: Folder of a checkpoint of the same form whose weights the run begins with, for
+            its own schedule; None begins afresh.
         held_out_articles: Whole articles of the data kept for validation; `cmt train` splits
             them off before training and scores them after.
         steps: Stop after so many steps; None: on the clock alone.
@@ -53,6 +56,7 @@ class TrainingConfig:
     """
 
     base_model: str = "smollm2-135m"
+    start_from: str | None = None
     held_out_articles: int = 0
     compressor: CompressorConfig = field(default_factory=CompressorConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -114,7 +118,8 @@ def train(
 
     Raises:
         InputError: Too few documents, or none of a token.
-        CheckpointError: Nothing to resume from, or the state of another run.
+        CheckpointError: Nothing to resume from, the state of another run, or a checkpoint to start
+            from that isn't one of this form.
         ModelError: The base model can't be had.
     """
     folder = Path(folder)
@@ -186,6 +191,8 @@ def _set_up(
     )
     base = BaseModel.load(config.base_model, device=accelerator.device)
     compressor = Compressor(base, config.compressor)
+    if config.start_from is not None:
+        start_from(compressor, config.start_from)
     data = TrainingData(
         dataset,
         base.tokenizer,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import cmt
 from cmt import checkpoint
-from cmt.checkpoint import from_pretrained, save_pretrained
+from cmt.checkpoint import from_pretrained, save_pretrained, start_from
 from cmt.compressor import Compressor, CompressorConfig, prepare
 from cmt.errors import CheckpointError, InputError
 from tests import small, tiny
@@ -259,3 +259,25 @@ def test_the_shipped_checkpoint_is_of_one_size() -> None:
     config = CompressorConfig(**written)
     assert config.sizes == (32,)
     assert config.described() == written, "so that its banks open still"
+
+
+def test_start_from_gives_the_weights_to_a_compressor_of_the_same_form(tmp_path: Path) -> None:
+    first = small.compressor(seed=3)
+    save_pretrained(first, tmp_path / "first")
+    settings = {**small.SETTINGS, "memory_sizes": (2,)}
+    fresh = Compressor(tiny.base_model(), CompressorConfig(**settings))
+    start_from(fresh, tmp_path / "first")
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(tensor, first.state_dict()[name].bfloat16().float()), name
+    assert fresh.config.sizes == (2, small.SETTINGS["memory_tokens"])
+    assert all(parameter.requires_grad for parameter in fresh.parameters())
+
+
+def test_start_from_another_form_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    save_pretrained(small.compressor(), tmp_path / "first")
+    other = {**small.SETTINGS, "lora_rank": small.SETTINGS["lora_rank"] + 1}
+    fresh = Compressor(tiny.base_model(), CompressorConfig(**other))
+    before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+    with pytest.raises(CheckpointError, match="of the form .* to start from, got"):
+        start_from(fresh, tmp_path / "first")
+    assert all(torch.equal(before[name], tensor) for name, tensor in fresh.state_dict().items())

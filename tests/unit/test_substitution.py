@@ -86,7 +86,8 @@ def test_everything_changes_together_and_nothing_else() -> None:
         assert answer != old.answers[0]
         assert not any(occurrences(Core(text=old.answers[0], kind="phrase"), document.text))
         assert document.title == given.documents[old.document].title
-        assert made.articles[question.document] == given.articles[old.document]
+        copies = 2
+        assert made.articles[question.document] // copies == given.articles[old.document]
     for index, document in enumerate(made.documents):
         own = [question for question in made.questions if question.document == index]
         who, year, city, stone, cost, day = (question.answers[0] for question in own)
@@ -249,5 +250,5 @@ def test_the_script_leaves_held_out_articles_out(tmp_path: Path) -> None:
     assert "14 documents, 84 questions" in done.stdout
     made = load_jsonl(tmp_path / "out.jsonl.gz")
     assert len(made.documents) == 14
-    assert len(set(made.articles)) == 7
+    assert len(set(made.articles)) == 14  # two copies of seven
     assert {document.title for document in made.documents} < {f"T{n}" for n in range(9)}
