@@ -1,11 +1,10 @@
 r"""Methods on a stream of documents: one command from data to results.
 
 A row's parts (its settings' choice on the validation split, the stream with what it cost and
-what was forgotten, retention, robustness) are a JSON file each in ``benchmarks/results/stream``,
-found again by settings and commit: a run that was cut short goes on where it stopped. Trained
-weights are kept in ``runs/stream``. docs/benchmark.md has the commands of every row.
+what was forgotten, retention, robustness, costs alone) are a JSON file each in
+``benchmarks/results/stream``, found again by settings and commit: a run that was cut short goes on
+where it stopped. Trained weights are in ``runs/stream``. docs/benchmark.md has every row's command.
 
-    python benchmarks/stream.py --method kv_memory --data DATA --device cuda
     python benchmarks/stream.py --method cmt_paper --data DATA --device cuda --minutes 5
     python benchmarks/stream.py --all --smoke --data DATA
     python benchmarks/report.py
@@ -23,15 +22,16 @@ from typing import Any
 
 import stream_data
 import torch
-from stream_options import SHARES, SMOKE, Sizes, options, parsed
+from stream_options import SHARES, SMOKE, Sizes, candidates, options, parsed
 from transformers.utils import logging as transformers_logging
 
 from cmt.base_model import BaseModel
 from cmt.errors import CMTError
+from cmt.evaluation import stream as looks
 from cmt.evaluation.choosing import trials
 from cmt.evaluation.forgetting import Knowledge, knowledge
 from cmt.evaluation.results import ResultStore, code_commit, shown, stamp, without_predictions
-from cmt.evaluation.stream import retention, robustness, run_stream, sampled
+from cmt.evaluation.stream_costs import measure_costs
 from cmt.methods import ABLATIONS, METHODS, Materials, Method, Row
 from cmt.methods.answering import AnswerConfig
 from cmt.methods.few_shot import solved_examples
@@ -146,9 +146,13 @@ class Run:
             **more,
         }
 
+    def found(self, name: str, part: str, settings: Any) -> Any:
+        """The result measured before."""
+        return None if self.options.again else self.store.load(name, part, settings)
+
     def cached(self, name: str, part: str, settings: Any, measure: Callable[[], Any]) -> Any:
         """The result measured before, or a new one, saved at once."""
-        found = None if self.options.again else self.store.load(name, part, settings)
+        found = self.found(name, part, settings)
         if found is not None:
             print(f"{name} {part}: measured before", flush=True)
             return found
@@ -158,23 +162,9 @@ class Run:
         return result
 
 
-def candidates(run: Run, row: Row, config: Any) -> dict[str, list[Any]]:
-    """What is tried on the validation split: the command line's sweep, or else the row's own."""
-    if run.options.sweep:
-        sweeps = {}
-        for text in run.options.sweep:
-            name, _, values = text.partition("=")
-            pairs = [parsed(config, f"{name}={value}") for value in values.split(",")]
-            sweeps[name] = [value for _, value in pairs]
-        return sweeps
-    fixed = {text.partition("=")[0] for text in run.options.set}
-    own = {name: list(values) for name, values in row.candidates.items() if name not in fixed}
-    return {name: values[:2] for name, values in own.items()} if run.options.smoke else own
-
-
 def choose(run: Run, name: str, row: Row, config: Any) -> Any:
     """The configuration with what did best on the validation split."""
-    tried = {} if run.options.no_choice else candidates(run, row, config)
+    tried = {} if run.options.no_choice else candidates(run.options, row.candidates, config)
     if not tried:
         return config
 
@@ -213,40 +203,61 @@ def measure_row(run: Run, name: str) -> None:
         return made[0]
 
     data = run.data.stream
-    few = sampled(data, sizes.curve_questions)
-    if "stream" in options.parts:
-        forgetting = not options.no_forgetting
-        settings = run.settings(
+    forgetting, step = not options.no_forgetting, min(sizes.retention_step, len(data.documents))
+    known = {
+        "stream": run.settings(
             config, text_tokens=sizes.text_tokens, unrelated=sizes.unrelated_questions * forgetting
-        )
-        result = run.cached(name, "stream", settings, lambda: whole(run, method(), forgetting))
+        ),
+        "retention": run.settings(config, step=step),
+    }
+    missing = [part for part in known if run.found(name, part, known[part]) is None]
+    shared = {*missing} & {*options.parts} >= {*known}
+    points: list[looks.Point] = []  # of retention, where both are measured in one pass
+    if "stream" in options.parts:
+        result = run.cached(
+            name, "stream", known["stream"],
+            lambda: whole(run, method(), forgetting, points, step=step if shared else 0),
+        )  # fmt: skip
         scores = result["scores"]
         print(f"  EM {scores['exact_match']:.1f} prefix EM {scores['prefix_exact_match']:.1f} "
               f"F1 {scores['f1']:.1f} recall {result['recall']}", flush=True)  # fmt: skip
     if "retention" in options.parts:
-        step = min(sizes.retention_step, len(data.documents))
         run.cached(
-            name, "retention", run.settings(config, step=step),
-            lambda: retention(method(), data, first=step, step=step),
+            name, "retention", known["retention"],
+            lambda: points or looks.retention(method(), data, first=step, step=step),
         )  # fmt: skip
     if "robustness" in options.parts:
         shares = (0.0, 1.0) if options.smoke and not options.shares else options.shares or SHARES
+        few = looks.sampled(data, sizes.curve_questions)
         most = round(max(shares) * len(data.documents))
         settings = run.settings(config, shares=list(shares), asked=len(few.questions))
         run.cached(
             name, "robustness", settings,
-            lambda: robustness(method(), few, run.unrelated(most), shares),
+            lambda: looks.robustness(method(), few, run.unrelated(most), shares),
+        )  # fmt: skip
+    if "costs" in options.parts:
+        learned, asked = sizes.cost_documents, sizes.cost_questions
+        run.cached(
+            name, "costs", run.settings(config, cost_documents=learned, cost_questions=asked),
+            lambda: measure_costs(method(), data, learned=learned, asked=asked),
         )  # fmt: skip
 
 
-def whole(run: Run, method: Method, forgetting: bool) -> dict[str, Any]:
-    """The stream, and what the reader knew before and after."""
+def whole(
+    run: Run, method: Method, forgetting: bool, points: list[looks.Point], *, step: int
+) -> dict[str, Any]:
+    """The stream, what the reader knew before and after; with a step, points of retention too."""
     result = {}
     method.reset()
     before = method.reader.digest()
     if forgetting:
         result["knowledge_before"] = run.known(method.reader, before)
-    result |= asdict(run_stream(method, run.data.stream))
+    data = run.data.stream
+    if step:
+        streamed, points[:] = looks.stream_and_retention(method, data, first=step, step=step)
+    else:
+        streamed = looks.run_stream(method, data)
+    result |= asdict(streamed)
     after = method.reader.digest()
     if forgetting:
         result["knowledge_after"] = run.known(method.reader, after)
@@ -262,8 +273,7 @@ def main() -> None:
     if chosen.list:
         print("\n".join(f"{name:<28} {row.title}" for name, row in ROWS.items()))
         return
-    names = [*chosen.method]
-    names += [*METHODS] if chosen.all else []
+    names = [*chosen.method, *(METHODS if chosen.all else [])]
     names += [*ABLATIONS] if chosen.ablations else []
     if chosen.data is None or not (names or chosen.save_spans):
         sys.exit("expected --data and --method, --all or --ablations (--list names the rows)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from stream_data import DATASETS
 
 from cmt.errors import InputError
 
-PARTS = ("stream", "retention", "robustness")
+PARTS = ("stream", "retention", "robustness", "costs")
+USUAL = PARTS[:3]  # the stream tells costs too; alone they are measured where nothing else runs
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 HERE = Path(__file__).parent
 
@@ -27,6 +28,8 @@ class Sizes:
     validation_documents: int = 200
     curve_questions: int = 1000
     retention_step: int = 200
+    cost_documents: int = 200
+    cost_questions: int = 1024
     text_tokens: int = 65_536
     unrelated_questions: int = 300
 
@@ -37,6 +40,8 @@ SMOKE = Sizes(
     validation_documents=4,
     curve_questions=4,
     retention_step=10,
+    cost_documents=6,
+    cost_questions=4,
     text_tokens=512,
     unrelated_questions=4,
 )
@@ -58,7 +63,7 @@ def options(description: str | None, rows: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", help="cpu or cuda; default: CUDA when there is one")
     parser.add_argument("--minutes", type=float, help="of training, for each trained part")
     parser.add_argument("--steps", type=int, help="of training, for each trained part")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(USUAL))
     parser.add_argument("--shares", nargs="+", type=float, help="of unrelated documents: 0 1 5 20")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--sweep", action="append", default=[], metavar="NAME=V1,V2",
@@ -79,6 +84,22 @@ def options(description: str | None, rows: Sequence[str]) -> argparse.Namespace:
     for size in fields(Sizes):
         parser.add_argument(f"--{size.name.replace('_', '-')}", type=int)
     return parser.parse_args()
+
+
+def candidates(
+    options: argparse.Namespace, usual: Mapping[str, Sequence[Any]], config: Any
+) -> dict[str, list[Any]]:
+    """What is tried on the validation split: the command line's sweep, or else the row's own."""
+    if options.sweep:
+        sweeps = {}
+        for text in options.sweep:
+            name, _, values = text.partition("=")
+            pairs = [parsed(config, f"{name}={value}") for value in values.split(",")]
+            sweeps[name] = [value for _, value in pairs]
+        return sweeps
+    fixed = {text.partition("=")[0] for text in options.set}
+    own = {name: list(values) for name, values in usual.items() if name not in fixed}
+    return {name: values[:2] for name, values in own.items()} if options.smoke else own
 
 
 def parsed(config: Any, text: str) -> tuple[str, Any]:

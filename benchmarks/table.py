@@ -1,8 +1,9 @@
 r"""The whole table on one machine, in a given time: `stream.py` once for every group of rows.
 
-What isn't timed (training, curves) runs side by side; what is timed has the machine to itself: the
-others are stopped meanwhile and go on afterwards. Jobs wait for the results that they build on.
-What is measured already is not measured again, so a table that was cut short is gone on with.
+Training, streams and curves run side by side; costs, which are timed, have the machine to
+themselves: the others are stopped meanwhile and go on afterwards. Jobs wait for the results that
+they build on. What is measured already is not measured again, so a table that was cut short is gone
+on with.
 
     python benchmarks/table.py --data DATA --seconds 1700 --steps 500
     python benchmarks/table.py --data DATA --only ours --only peers --seconds 1200
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -33,64 +34,86 @@ class Job:
         rows, options: What it measures.
         after: It waits for these results, each ROW-PART.
         timed: Whether it must be alone.
+        large: Whether its training takes most of a device's memory.
         trains: How many times `--steps` it trains; 0: it is given no length.
+        steps: That length.
     """
 
     rows: tuple[str, ...]
     options: tuple[str, ...]
     after: tuple[str, ...] = ()
     timed: bool = False
+    large: bool = False
     trains: int = 0
+    steps: int = 0
 
 
-CURVES = ("--parts", "retention", "robustness", "--shares", "0", "1")
-RETENTION = ("--parts", "retention")
-TIMED = ("--parts", "stream")
+STREAM = ("--parts", "stream")
+PASS = ("--parts", "stream", "retention")
+WHOLE = ("--parts", "stream", "retention", "robustness", "--shares", "0", "1")
 FEWER = ("--validation-documents", "100")
-SOFT = ("cmt_paper", "mac", "mbc")
-ABLATED = ("--parts", "stream", "--no-forgetting")
-PAPER_FORMS = tuple(f"cmt_paper_without_{part}" for part in ("objective", "matching", "top_k"))
+ABLATED = (*STREAM, "--no-forgetting")
 
 SETTINGS = {"spans": {"salient_spans"}, "dense_model": {"dense_top1"}}
 """What is told to some rows only."""
 
+
+def with_costs(*jobs: Job, more: tuple[str, ...] = ()) -> tuple[Job, ...]:
+    """The jobs, and at their end one that measures what each of their rows costs."""
+    results = [
+        (row, [word for word in job.options if word in ("stream", "retention", "robustness")])
+        for job in jobs
+        for row in job.rows
+    ]
+    costs = Job(
+        rows=tuple(row for row, _ in results),
+        options=("--parts", "costs", *more),
+        after=tuple(f"{row}-{parts[-1]}" for row, parts in results),
+        timed=True,
+        trains=max(job.trains for job in jobs),
+    )
+    return (*jobs, costs)
+
+
 JOBS: dict[str, tuple[Job, ...]] = {
     "ours": (
-        Job(rows=("kv_trained",), options=CURVES, trains=1),
-        Job(rows=("kv_trained", "kv_trained_rerank"), options=TIMED, trains=1, timed=True,
-            after=("kv_trained-robustness",)),
-        Job(rows=("kv_memory", "kv_memory_rerank"), options=TIMED, timed=True),
-        Job(rows=("kv_memory",), options=(*CURVES, "5", "20"), after=("kv_trained-robustness",)),
+        *with_costs(
+            Job(rows=("kv_trained",), options=WHOLE, trains=1, large=True),
+            Job(rows=("kv_memory",), options=(*WHOLE, "5", "20")),
+            Job(rows=("kv_memory_rerank",), options=STREAM),
+            Job(rows=("kv_trained_rerank",), options=STREAM, trains=1,
+                after=("kv_trained-stream",)),
+        ),
+        # an ablation that has kv_trained's weights: here, so that no two groups train the same
+        Job(rows=("kv_without_objective",), options=ABLATED, trains=1,
+            after=("kv_trained-stream",)),
     ),
-    "peers": (
-        Job(rows=SOFT, options=CURVES, trains=1),
-        Job(rows=(*SOFT, "mac_hierarchical"), options=TIMED, trains=1, timed=True,
-            after=("mbc-robustness",)),
+    "peers": with_costs(
+        *(Job(rows=(row,), options=WHOLE, trains=1) for row in ("cmt_paper", "mac", "mbc")),
+        Job(rows=("mac_hierarchical",), options=STREAM, trains=1, after=("mac-robustness",)),
     ),
-    "gradient": (
-        Job(rows=("uniform",), options=(*RETENTION, *FEWER), trains=2),
-        Job(rows=("salient_spans",), options=(*RETENTION, *FEWER), trains=2,
-            after=("uniform-choice",)),
-        Job(rows=("camels",), options=(*RETENTION, *FEWER), trains=2,
-            after=("uniform-choice",)),
-        *(Job(rows=(row,), options=(*TIMED, *FEWER), trains=2, timed=True,
-              after=(f"{row}-retention",)) for row in ("uniform", "salient_spans", "camels")),
+    "gradient": with_costs(
+        Job(rows=("uniform",), options=(*PASS, *FEWER), trains=2),
+        *(Job(rows=(row,), options=(*PASS, *FEWER), trains=2, after=("uniform-choice",))
+          for row in ("salient_spans", "camels")),
+        more=FEWER,
     ),
-    "text": (
-        Job(rows=("closed_book", "gold_text", "bm25_top1", "bm25_top3", "bm25_top5"),
-            options=TIMED, timed=True),
-        Job(rows=("bm25_top1",), options=CURVES, after=("bm25_top1-stream",)),
+    "text": with_costs(
+        Job(rows=("closed_book", "gold_text"), options=STREAM),
+        Job(rows=("bm25_top1",), options=WHOLE),
+        Job(rows=("bm25_top3", "bm25_top5"), options=STREAM),
     ),
-    "dense": (Job(rows=("dense_top1", "dense_top3", "dense_top5"), options=TIMED, timed=True),),
+    "dense": with_costs(Job(rows=("dense_top1", "dense_top3", "dense_top5"), options=STREAM)),
     "ablation": (
-        Job(rows=("kv_full", "kv_without_objective", "kv_without_matching"), options=ABLATED,
-            trains=1),
+        Job(rows=("kv_full",), options=ABLATED, trains=1, large=True),
+        Job(rows=("kv_without_matching",), options=ABLATED, trains=1, large=True),
+        *(Job(rows=(f"cmt_paper_without_{part}",), options=ABLATED, trains=1)
+          for part in ("objective", "matching", "top_k")),
         Job(rows=("kv_without_top_k",), options=(*ABLATED, "--questions", "200"), trains=1,
-            after=("kv_without_matching-stream",)),
-        Job(rows=PAPER_FORMS, options=ABLATED, trains=1),
+            after=("kv_full-stream",)),
     ),
 }  # fmt: skip
-"""Groups in the order they are wanted."""
+"""Groups in the order they are wanted; none waits for another's results."""
 
 
 @dataclass(slots=True)
@@ -153,7 +176,8 @@ class Table:
             alone = self._alone()
             if not self._is_ready(job) or (alone and (job.timed or self._is_warm(alone))):
                 continue
-            if job.timed and late:
+            has_place = not late if job.timed else self._has_room(job)
+            if not has_place:
                 continue
             self.waiting.remove(job)
             self._start(job)
@@ -161,13 +185,14 @@ class Table:
     def _start(self, job: Job, tries: int = 1) -> None:
         options, name = self.options, _name(job)
         command = [sys.executable, str(options.script), "--out", str(options.out), *self.more]
+        command += ["--commit", options.commit] if options.commit else []
         command += [word for row in job.rows for word in ("--method", row)]
         command += [*job.options]
         for setting, rows in SETTINGS.items():
             value = getattr(options, setting)
             command += ["--set", f"{setting}={value}"] if value and rows & {*job.rows} else []
-        if job.trains:
-            command += ["--steps", str(job.trains * options.steps)]
+        if job.steps:
+            command += ["--steps", str(job.steps)]
         options.logs.mkdir(parents=True, exist_ok=True)
         with (options.logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -175,7 +200,16 @@ class Table:
         self._say("begun", name)
 
     def _is_ready(self, job: Job) -> bool:
-        return all(any(self.options.out.glob(f"{result}-*.json")) for result in job.after)
+        commit = f"-{self.options.commit}" if self.options.commit else ""
+        found = self.options.out.glob
+        return all(any(found(f"{result}-*{commit}.json")) for result in job.after)
+
+    def _has_room(self, job: Job) -> bool:
+        beside = [own.job for own in self.running if not own.job.timed]
+        large = sum(own.large for own in beside)
+        return len(beside) < self.options.side_by_side and not (
+            job.large and large >= self.options.large_at_once
+        )
 
     def _is_warm(self, alone: Running) -> bool:
         """A timed job's imports need no quiet."""
@@ -205,6 +239,21 @@ class Table:
         print(f"{self._now():6.0f} s  {name}: {what}", flush=True)
 
 
+def wanted(groups: Sequence[str], steps: int, lane_steps: Sequence[str]) -> list[Job]:
+    """The groups' jobs, each with its group's steps.
+
+    Raises:
+        ValueError: A word of `lane_steps` that isn't GROUP=N.
+    """
+    own = dict.fromkeys(JOBS, steps)
+    for text in lane_steps:
+        group, _, number = text.partition("=")
+        if group not in JOBS or not number.isdecimal() or not int(number):
+            raise ValueError(f"expected GROUP=N with a group of {', '.join(JOBS)}, got {text!r}")
+        own[group] = int(number)
+    return [replace(job, steps=job.trains * own[group]) for group in groups for job in JOBS[group]]
+
+
 def _name(job: Job) -> str:
     return "-".join([job.rows[0], *(word for word in job.options if not word.startswith("-"))])
 
@@ -219,6 +268,13 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=JOBS, help="a group; default: all")
     parser.add_argument("--seconds", type=float, default=1700)
     parser.add_argument("--steps", type=int, default=500, help="of training, of each trained part")
+    parser.add_argument("--lane-steps", action="append", default=[], metavar="GROUP=N",
+                        help="--steps of a group's own")  # fmt: skip
+    parser.add_argument("--side-by-side", type=int, default=3, metavar="N",
+                        help="untimed jobs at once, at most")  # fmt: skip
+    parser.add_argument("--large-at-once", type=int, default=1, metavar="N",
+                        help="trainings of key/value memory among them, at most")  # fmt: skip
+    parser.add_argument("--commit", help="of the code, where there is no repository to ask")
     parser.add_argument("--out", type=Path, default=HERE / "results/stream")
     parser.add_argument("--logs", type=Path, default=HERE.parent / "runs/table")
     parser.add_argument("--spans", type=Path, help="saved ones, where spaCy isn't")
@@ -227,8 +283,14 @@ def main() -> None:
     parser.add_argument("--quiet-after", type=float, default=15, metavar="SECONDS",
                         help="a timed job's start that needs no quiet")  # fmt: skip
     options, more = parser.parse_known_args()
-    wanted = options.only or list(JOBS)
-    table = Table(options, more, [job for group in wanted for job in JOBS[group]])
+    for name in ("side_by_side", "large_at_once"):
+        if getattr(options, name) < 1:
+            parser.error(f"expected --{name.replace('_', '-')} of at least 1")
+    try:
+        jobs = wanted(options.only or list(JOBS), options.steps, options.lane_steps)
+    except ValueError as error:
+        parser.error(str(error))
+    table = Table(options, more, jobs)
     table.run()
     if table.failed:
         sys.exit(f"not measured: {', '.join(table.failed)} (logs in {options.logs})")

@@ -19,22 +19,29 @@ def newest(records: Sequence[Record], part: str, dataset: str) -> dict[str, Reco
     for record in sorted(records, key=lambda record: str(record.get("date", ""))):
         if record["part"] == part and record["settings"].get("dataset") == dataset:
             found[record["row"]] = record
-    order = [*METHODS, *ABLATIONS]
-    known = [name for name in order if name in found]
-    return {name: found[name] for name in [*known, *sorted(set(found) - set(known))]}
+    return _in_order(found)
+
+
+def _in_order(rows: Mapping[str, Record]) -> dict[str, Record]:
+    known = [name for name in (*METHODS, *ABLATIONS) if name in rows]
+    return {name: rows[name] for name in [*known, *sorted(set(rows) - set(known))]}
+
+
+def _without_ablations(rows: Mapping[str, Record]) -> dict[str, Record]:
+    return {name: record for name, record in _in_order(rows).items() if name not in ABLATIONS}
 
 
 def markdown(records: Sequence[Record], dataset: str) -> str:
     """All tables of a dataset; parts without a result are left out."""
     kind = dataset.split("-", maxsplit=1)[0]
-    parts_of = {part: newest(records, part, dataset) for part in ("stream", *CURVES)}
+    parts_of = {part: newest(records, part, dataset) for part in ("stream", *CURVES, "costs")}
     streams = parts_of["stream"]
-    methods = {name: record for name, record in streams.items() if name not in ABLATIONS}
+    methods = _without_ablations(streams)
     ablations = {name: record for name, record in streams.items() if name in ABLATIONS}
     parts = [
         f"## {dataset}",
         _accuracy(methods, kind),
-        _costs(methods),
+        _costs(_without_ablations({**streams, **parts_of["costs"]})),
         _forgetting(methods),
         _ablation({**methods, **ablations}, kind) if ablations else "",
         _curve("Retention", parts_of["retention"], "documents", RETENTION),
@@ -89,7 +96,19 @@ def _costs(methods: Mapping[str, Record]) -> str:
             f"{cost['fixed_bytes'] / MEGA:.0f}", f"{cost['answer_seconds']:.4f}",
             f"{cost['text_tokens']:.0f}", f"{cost['memory_tokens']:.0f}",
         ))  # fmt: skip
-    return "\n".join(lines)
+    alone: dict[str, list[str]] = {}
+    for name, record in methods.items():
+        if record["part"] == "costs":
+            result = record["result"]
+            on = f"{result['documents']:,} documents and {result['questions']:,} questions"
+            alone.setdefault(on, []).append(title(name))
+    notes = [
+        f"Measured with nothing else running on the device, on {on}: {'; '.join(names)}."
+        for on, names in alone.items()
+    ]
+    if alone and len(methods) > sum(len(names) for names in alone.values()):
+        notes.append("The other rows: over the whole stream, whatever else ran beside it.")
+    return "\n".join([*lines, "", " ".join(notes)] if notes else lines)
 
 
 def _forgetting(methods: Mapping[str, Record]) -> str:

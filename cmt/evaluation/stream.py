@@ -1,21 +1,22 @@
 """A method on a stream: learn the documents in order, then ask every question.
 
 Three looks at it: the whole stream with what it cost, retention (the first documents' questions
-again and again while more documents arrive), and robustness (unrelated documents mixed in).
+again and again while more documents arrive), and robustness (unrelated documents mixed in). The
+first two can share a pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
-from cmt.evaluation.costs import metered
+from cmt.evaluation.costs import Cost, metered
 from cmt.evaluation.qa import Scores, score
-from cmt.methods.method import Method, Reply
+from cmt.methods.method import Method, Reply, Stored
 from cmt.metrics import f1, recall_at, shortest
 from cmt.records import Document
 
@@ -68,22 +69,40 @@ class Point:
     recall: dict[int, float]
 
 
-def run_stream(method: Method, dataset: QADataset, *, window: int = 64) -> StreamResult:
+def run_stream(
+    method: Method,
+    dataset: QADataset,
+    *,
+    window: int = 64,
+    bounds: Sequence[int] = (),
+    reached: Callable[[int], None] | None = None,
+) -> StreamResult:
     """Learn everything, `window` documents a call, ask everything.
+
+    Args:
+        method: Reset first.
+        dataset: The stream.
+        window: Documents a call.
+        bounds: Numbers of documents, ascending.
+        reached: Called with each bound when so many are learned; in none of the costs.
 
     Raises:
         InputError: No documents, no questions, or a window below 1.
     """
-    _check(dataset, window=window)
+    check(dataset, window=window)
     device = method.reader.device
+    documents, questions = len(dataset.documents), len(dataset.questions)
     method.reset()
-    with metered(device) as learning:
-        for place in range(0, len(dataset.documents), window):
-            method.learn(dataset.documents[place : place + window])
+    learning, learned = Cost(), 0
+    for bound in dict.fromkeys([*bounds, documents]):
+        with metered(device, learning):
+            learn_in_windows(method, dataset.documents[learned:bound], window)
+        learned = bound
+        if reached is not None and bound in bounds:
+            reached(bound)
     stored = method.stored()
     with metered(device) as answering:
         replies = method.answer([question.text for question in dataset.questions])
-    documents, questions = len(dataset.documents), len(dataset.questions)
     overlaps = [
         f1(reply.text, [shortest(question.answers)])
         for reply, question in zip(replies, dataset.questions, strict=True)
@@ -94,15 +113,39 @@ def run_stream(method: Method, dataset: QADataset, *, window: int = 64) -> Strea
         scores=score([reply.text for reply in replies], dataset),
         shortest_f1=100 * sum(overlaps) / questions,
         recall=_recall(replies, dataset, range(documents)),
-        costs=Costs(
-            learn_seconds=learning.seconds / documents,
-            learn_peak_bytes=learning.peak_bytes,
-            bytes_stored=stored.documents / documents,
-            fixed_bytes=stored.fixed,
-            answer_seconds=answering.seconds / questions,
-            text_tokens=sum(reply.text_tokens for reply in replies) / questions,
-            memory_tokens=sum(reply.memory_tokens for reply in replies) / questions,
-        ),
+        costs=costs_of(documents, learning, stored, replies, answering),
+    )
+
+
+def stream_and_retention(
+    method: Method, dataset: QADataset, *, first: int = 200, step: int = 200, window: int = 64
+) -> tuple[StreamResult, list[Point]]:
+    """`run_stream` and `retention` in one pass over the stream.
+
+    Raises:
+        InputError: As for either.
+    """
+    begin, bounds = _retained(dataset, first, step)
+    points: list[Point] = []
+
+    def reached(learned: int) -> None:
+        points.append(_ask(method, begin, range(first), learned, 0))
+
+    return run_stream(method, dataset, window=window, bounds=bounds, reached=reached), points
+
+
+def costs_of(
+    documents: int, learning: Cost, stored: Stored, replies: Sequence[Reply], answering: Cost
+) -> Costs:
+    """Means over the documents learned, all that is stored being of them, and over the replies."""
+    return Costs(
+        learn_seconds=learning.seconds / documents,
+        learn_peak_bytes=learning.peak_bytes,
+        bytes_stored=stored.documents / documents,
+        fixed_bytes=stored.fixed,
+        answer_seconds=answering.seconds / len(replies),
+        text_tokens=sum(reply.text_tokens for reply in replies) / len(replies),
+        memory_tokens=sum(reply.memory_tokens for reply in replies) / len(replies),
     )
 
 
@@ -114,16 +157,10 @@ def retention(
     Raises:
         InputError: Fewer documents than `first`, no questions on them, or a number below 1.
     """
-    if len(dataset.documents) < first:
-        raise InputError(
-            f"expected at least {first} documents in {dataset.name}, got {len(dataset.documents)}"
-        )
-    begin = dataset.select_documents(range(first))
-    _check(begin, first=first, step=step)
+    begin, bounds = _retained(dataset, first, step)
     method.reset()
     points: list[Point] = []
     learned = 0
-    bounds = [*range(first, len(dataset.documents), step), len(dataset.documents)]
     for bound in bounds:
         method.learn(dataset.documents[learned:bound])
         learned = bound
@@ -153,7 +190,7 @@ def robustness(
     Raises:
         InputError: Fewer unrelated documents than the largest share asks for, or a share below 0.
     """
-    _check(dataset, window=window)
+    check(dataset, window=window)
     return [
         _ask_mixed(method, dataset, mixed(dataset.documents, unrelated, share, seed), window)
         for share in shares
@@ -199,10 +236,26 @@ def sampled(dataset: QADataset, questions: int, seed: int = 0) -> QADataset:
     return replace(dataset, questions=tuple(dataset.questions[i] for i in sorted(chosen.tolist())))
 
 
+def learn_in_windows(method: Method, documents: Sequence[Document], window: int) -> None:
+    """Learn, `window` documents a call."""
+    for place in range(0, len(documents), window):
+        method.learn(documents[place : place + window])
+
+
+def _retained(dataset: QADataset, first: int, step: int) -> tuple[QADataset, list[int]]:
+    """What retention asks, and after how many documents."""
+    if len(dataset.documents) < first:
+        raise InputError(
+            f"expected at least {first} documents in {dataset.name}, got {len(dataset.documents)}"
+        )
+    begin = dataset.select_documents(range(first))
+    check(begin, first=first, step=step)
+    return begin, [*range(first, len(dataset.documents), step), len(dataset.documents)]
+
+
 def _ask_mixed(method: Method, dataset: QADataset, mixture: Mixture, window: int) -> Point:
     method.reset()
-    for place in range(0, len(mixture.documents), window):
-        method.learn(mixture.documents[place : place + window])
+    learn_in_windows(method, mixture.documents, window)
     others = len(mixture.documents) - len(dataset.documents)
     return _ask(method, dataset, mixture.places, len(mixture.documents), others)
 
@@ -234,7 +287,8 @@ def _recall(
     return {k: 100 * recall_at(ranks, k) for k in (1, 5)}
 
 
-def _check(dataset: QADataset, **numbers: int) -> None:
+def check(dataset: QADataset, **numbers: int) -> None:
+    """Refuse a dataset of nothing and numbers below 1."""
     for kind, items in (("document", dataset.documents), ("question", dataset.questions)):
         if not items:
             raise InputError(f"expected at least one {kind} in {dataset.name}, got none")

@@ -21,6 +21,7 @@ from cmt.evaluation.results import (
     without_predictions,
 )
 from cmt.evaluation.stream import retention, robustness, run_stream
+from cmt.evaluation.stream_costs import measure_costs
 from tests.unit.test_evaluation_stream import DATA, UNRELATED, Forgetful
 
 MADE = stamp(torch.device("cpu"), "abc1234")
@@ -115,6 +116,37 @@ def test_tables_hold_ours_and_the_published_rows(store: ResultStore) -> None:
     for heading in text.split("### ")[1:]:  # every table's rows are of one width
         rows = [line for line in heading.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows}) == 1, heading
+
+
+def test_costs_measured_alone_are_told_instead(store: ResultStore) -> None:
+    records = fill(store, "kv_memory", "mac", "cmt_paper_without_top_k")
+    for record in records:
+        if record["part"] == "stream":
+            record["result"]["costs"]["learn_seconds"] = 7.0
+    assert "nothing else running" not in markdown(records, DATASET)
+    for row in ("mac", "camels", "cmt_paper_without_matching"):
+        made = without_predictions(measure_costs(Forgetful(), DATA, learned=12, asked=7))
+        made["costs"]["learn_seconds"] = 5.0
+        file = store.save(row, "costs", settings(), made, MADE)
+        records.append(read_result(file))
+    text = markdown(records, DATASET)
+    table = text.split("### What it cost")[1].split("###")[0]
+    rows = [line.split(" | ")[:2] for line in table.splitlines() if line.startswith("| ")][2:]
+    assert rows == [
+        ["| CMT, key/value memory, shipped checkpoint", "7.0000"],
+        ["| MAC", "5.0000"],
+        ["| CaMeLS", "5.0000"],  # no stream of it was measured
+    ]
+    assert table.strip().splitlines()[-1] == (
+        "Measured with nothing else running on the device, on 12 documents and 7 questions: "
+        "MAC; CaMeLS. The other rows: over the whole stream, whatever else ran beside it."
+    )
+    assert "MAC: stream, retention, robustness, costs; CaMeLS: costs" in text.replace(
+        "; paper's form, without self-matching: costs", ""
+    ).replace("; paper's form, without top-k: stream, retention, robustness", "")
+    only = markdown([record for record in records if record["row"] == "camels"], DATASET)
+    assert "The other rows" not in only
+    assert "| CaMeLS | 5.0000 |" in only
 
 
 def test_a_share_is_of_the_first_column_or_not_told(store: ResultStore) -> None:

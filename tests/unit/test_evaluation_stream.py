@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cmt.base_model import BaseModel
 from cmt.errors import InputError
+from cmt.evaluation import costs
 from cmt.evaluation.choosing import trials
-from cmt.evaluation.costs import metered
+from cmt.evaluation.costs import Cost, metered
 from cmt.evaluation.forgetting import knowledge, text_loss
-from cmt.evaluation.stream import mixed, retention, robustness, run_stream, sampled
+from cmt.evaluation.stream import (
+    mixed,
+    retention,
+    robustness,
+    run_stream,
+    sampled,
+    stream_and_retention,
+)
+from cmt.evaluation.stream_costs import measure_costs
+from cmt.methods import METHODS
 from cmt.methods.answering import AnswerConfig
 from cmt.methods.method import Reply, Stored
 from cmt.methods.tuned_copy import copy_of
 from cmt.records import Document
 from tests import small, tiny
+from tests.unit import method_pieces
 
 DATA = small.dataset(20)
 ANSWERS = {question.text: question.answers[0] for question in DATA.questions}
@@ -59,6 +72,29 @@ class Forgetful:
         return Stored(documents=8 * len(self.texts), fixed=100)
 
 
+class Clocked(Forgetful):
+    """Takes a second to learn a document, a hundred to answer, however many the questions."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, bytes_a_document: int = 8) -> None:
+        self.now = 0.0
+        self.asked: list[int] = []
+        self.bytes_a_document = bytes_a_document
+        monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        super().__init__(capacity=10)
+
+    def learn(self, documents: Sequence[Document]) -> None:
+        self.now += len(documents)
+        super().learn(documents)
+
+    def answer(self, questions: Sequence[str]) -> list[Reply]:
+        self.now += 100
+        self.asked.append(len(questions))
+        return super().answer(questions)
+
+    def stored(self) -> Stored:
+        return Stored(documents=self.bytes_a_document * len(self.texts), fixed=100)
+
+
 def test_a_stream_is_learned_asked_and_measured() -> None:
     method = Forgetful()
     method.learn(DATA.documents[:3])  # forgotten first
@@ -96,6 +132,67 @@ def test_retention_of_a_stream_that_is_too_short() -> None:
         retention(Forgetful(), DATA, first=21)
     with pytest.raises(InputError, match="expected step of at least 1, got 0"):
         retention(Forgetful(), DATA, first=2, step=0)
+
+
+def test_one_pass_is_stream_and_retention(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = Clocked(monkeypatch)
+    result, points = stream_and_retention(method, DATA, first=6, step=5, window=4)
+    assert method.calls == [4, 2, 4, 1, 4, 1, 4]
+    assert method.asked == [12, 12, 12, 12, 40]
+    assert result.costs.learn_seconds == 1  # the questions on the way are not counted
+    assert result.costs.answer_seconds == 100 / 40
+    assert points == retention(Clocked(monkeypatch), DATA, first=6, step=5)
+    assert result == run_stream(Clocked(monkeypatch), DATA)
+    with pytest.raises(InputError, match="expected at least 21 documents in towers, got 20"):
+        stream_and_retention(Clocked(monkeypatch), DATA, first=21)
+
+
+@pytest.mark.parametrize("row", ["closed_book", "uniform", "kv_memory", "cmt_paper"])
+def test_a_methods_answers_are_the_same_in_one_pass(row: str, tmp_path: Path) -> None:
+    method = method_pieces.build(METHODS[row], tmp_path)
+    result, points = stream_and_retention(method, DATA, first=6, step=7, window=4)
+    apart = run_stream(method, DATA, window=4)
+    assert result.scores == apart.scores  # and so every answer
+    assert result.recall == apart.recall
+    assert points == retention(method, DATA, first=6, step=7)
+
+
+def test_costs_are_measured_on_a_part_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = Clocked(monkeypatch)
+    made = measure_costs(method, DATA, learned=12, asked=7, warm=3, window=5)
+    assert method.calls == [3, 5, 5, 2, 5, 3]  # to warm up, metered, the rest of the stream
+    assert method.asked == [6, 7]
+    assert method.texts == [document.text for document in DATA.documents]
+    assert (made.documents, made.questions, made.learned) == (12, 7, 20)
+    assert made.costs.learn_seconds == 1
+    assert made.costs.answer_seconds == 100 / 7
+    assert (made.costs.bytes_stored, made.costs.fixed_bytes) == (8, 100)
+    assert (made.costs.text_tokens, made.costs.memory_tokens) == (10, 4)
+    assert made.costs.learn_peak_bytes is None
+
+
+def test_what_stores_nothing_is_asked_after_the_metered_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = Clocked(monkeypatch, bytes_a_document=0)
+    made = measure_costs(method, DATA, learned=12, asked=100, warm=3, warm_asked=2)
+    assert method.calls == [3, 12]
+    assert method.asked == [2, 40]
+    assert (made.documents, made.questions, made.learned) == (12, 40, 12)
+    assert (made.costs.learn_seconds, made.costs.bytes_stored) == (1, 0)
+
+
+def test_costs_of_a_short_stream_or_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = replace(DATA, questions=DATA.questions[-2:])  # none on the documents to warm up with
+    method = Clocked(monkeypatch)
+    made = measure_costs(method, late, learned=100, warm=3)
+    assert method.calls == [3, 20]
+    assert method.asked == [2]
+    assert (made.documents, made.questions, made.learned) == (20, 2, 20)
+    with pytest.raises(InputError, match="expected learned of at least 1, got 0"):
+        measure_costs(method, DATA, learned=0)
+    with pytest.raises(InputError, match="expected at least one question in towers, got none"):
+        measure_costs(method, replace(DATA, questions=()))
 
 
 def test_unrelated_documents_are_mixed_in() -> None:
@@ -201,3 +298,24 @@ def test_costs_are_measured_around_a_step() -> None:
         sum(range(10_000))
     assert cost.seconds > 0
     assert cost.peak_bytes is None
+
+
+def test_costs_of_several_steps_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    in_use, peaks = iter((100, 0)), iter((400, 300))
+    for name, value in (
+        ("synchronize", lambda device: None),
+        ("reset_peak_memory_stats", lambda device: None),
+        ("memory_allocated", lambda device: next(in_use)),
+        ("max_memory_allocated", lambda device: next(peaks)),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    cost = Cost()
+    for seconds in (2, 3):
+        with metered(torch.device("cuda"), cost) as same:
+            now[0] += seconds
+        assert same is cost
+        now[0] += 50  # between them
+    assert cost.seconds == 5
+    assert cost.peak_bytes == 300  # above what was in use before the first

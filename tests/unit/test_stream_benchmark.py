@@ -10,6 +10,7 @@ import re
 import runpy
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ import torch
 
 from cmt.datasets.qa import QADataset
 from cmt.methods import ABLATIONS, METHODS
+from cmt.methods.fine_tuning import FineTuning
+from cmt.records import Document
 from tests import small, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +148,54 @@ def test_rows_are_measured_once_and_reported(folder: Path) -> None:
     headings = re.findall("^## (.*)$", text, flags=re.MULTILINE)
     assert headings == ["streamingqa-test-stream-12", "streamingqa-test-stream-20"]
     assert "| *published MAC* | *Llama-2-7B* | *1665* | – | – | 14.29 | 21.79 | – | – |" in text
+
+
+def test_one_pass_serves_stream_and_retention(folder: Path) -> None:
+    learn, learned = FineTuning.learn, [0]
+
+    def counted(method: FineTuning, documents: Sequence[Document]) -> None:
+        learned[0] += len(documents)
+        learn(method, documents)
+
+    def measured(out: str, *parts: str) -> int:
+        learned[0] = 0
+        with mock.patch.object(FineTuning, "learn", counted):
+            ran = stream(folder, "--method", "uniform", "--no-choice", "--no-forgetting",
+                         "--out", folder / out, "--parts", *parts)  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        return learned[0]
+
+    assert measured("together", "stream", "retention") == 20
+    assert measured("apart", "stream") == 20
+    assert measured("apart", "retention") == 20
+    assert measured("together", "stream", "retention") == 0
+    together, apart = (
+        {file.name: json.loads(file.read_text()) for file in (folder / out).glob("*.json")}
+        for out in ("together", "apart")
+    )
+    assert len(together) == 2
+    assert together.keys() == apart.keys()  # of the same settings
+    for name, record in together.items():
+        for result in (record["result"], apart[name]["result"]):
+            if record["part"] == "stream":
+                del result["costs"]["learn_seconds"], result["costs"]["answer_seconds"]
+        assert record["result"] == apart[name]["result"]
+    next((folder / "together").glob("*-retention-*")).unlink()
+    assert measured("together", "stream", "retention") == 20  # retention alone
+
+
+def test_costs_are_a_part_of_their_own(folder: Path) -> None:
+    for row in ("closed_book", "gold_text"):
+        ran = stream(folder, "--method", row, "--parts", "costs", "--cost-questions", 3)
+        assert ran.returncode == 0, ran.stderr
+        (file,) = (folder / "results").glob(f"{row}-costs-*.json")
+        record = json.loads(file.read_text())
+        grows = row == "gold_text"
+        assert record["result"].keys() == {"documents", "questions", "learned", "costs"}
+        assert record["result"]["documents"] == record["settings"]["cost_documents"] == 6
+        assert record["result"]["questions"] == record["settings"]["cost_questions"] == 3
+        assert record["result"]["learned"] == (20 if grows else 6)
+        assert (record["result"]["costs"]["bytes_stored"] > 0) is grows
 
 
 def test_settings_from_the_command_line(folder: Path) -> None:
