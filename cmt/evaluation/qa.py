@@ -28,6 +28,8 @@ from cmt.reading import question_tokens, reading_start
 from cmt.reranking import combined_scores, question_log_likelihoods
 from cmt.splitting import split_all
 
+MOST_RERANKED = 2048  # readings of a question in one pass; each has logits of the vocabulary
+
 
 @dataclass(kw_only=True, slots=True)
 class Scores:
@@ -270,7 +272,8 @@ def rerank_scores(
     depth = min(rerank, scores_QD.shape[1])
     found = scores_QD.topk(depth, dim=1)
     reranked_QC = torch.empty_like(found.values)
-    for rows in chunks(range(len(prompts)), batch_size):
+    at_once = max(1, min(batch_size, MOST_RERANKED // depth))
+    for rows in chunks(range(len(prompts)), at_once):
         likelihoods_BC = question_log_likelihoods(
             compressor.base,
             [prompts[i] for i in rows],

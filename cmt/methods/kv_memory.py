@@ -31,7 +31,6 @@ from cmt.training import train
 
 FOUND = 5  # documents told for R@5
 MOST_PLACES = 65_536  # memory tokens that a batch of questions reads together, on a CPU
-MOST_RERANKED = 1024  # readings of a question in one pass; each has logits of the vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,9 +123,8 @@ class KvMemory:
         size = self._answers.batch_size
         scores_QD = match_scores(self._compressor, bank, prompts, config.shortlist, size)
         if config.rerank > 1:
-            at_once = max(1, min(size, MOST_RERANKED // config.rerank))
             scores_QD = rerank_scores(
-                self._compressor, bank, prompts, scores_QD, config.rerank, at_once
+                self._compressor, bank, prompts, scores_QD, config.rerank, size
             )
         M = min(config.top_k or len(bank.keys), len(bank.keys))
         best = scores_QD.topk(max(M, min(2 * FOUND, len(bank.keys))), dim=1)

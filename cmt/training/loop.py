@@ -159,6 +159,8 @@ def train(
                 on_step(step, run.compressor)
     run.save(folder, step, time.monotonic() - began)
     accelerator.wait_for_everyone()
+    if config.compile:
+        _put_back(run.compressor)
     if main:
         (folder / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     return run.compressor
@@ -262,6 +264,14 @@ def _compile(base: BaseModel, compressor: Compressor) -> None:
     compressor.lora.compiled = True
     for layer in base.layers:
         layer.forward = torch.compile(layer.forward, dynamic=True)
+
+
+def _put_back(compressor: Compressor) -> None:
+    """Plain layers again: compiled ones would compile anew for each cache they generate with."""
+    AttentionInterface.register(IMPLEMENTATION, packed_attention)
+    compressor.lora.compiled = False
+    for layer in compressor.base.layers:
+        layer.__dict__.pop("forward", None)
 
 
 def _loader(data: TrainingData, config: TrainingConfig, start: int) -> DataLoader[TrainingBatch]:

@@ -278,6 +278,6 @@ def test_start_from_another_form_is_refused_and_changes_nothing(tmp_path: Path) 
     other = {**small.SETTINGS, "lora_rank": small.SETTINGS["lora_rank"] + 1}
     fresh = Compressor(tiny.base_model(), CompressorConfig(**other))
     before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-    with pytest.raises(CheckpointError, match="of the form .* to start from, got"):
+    with pytest.raises(CheckpointError, match=r"of the form .* to start from, got"):
         start_from(fresh, tmp_path / "first")
     assert all(torch.equal(before[name], tensor) for name, tensor in fresh.state_dict().items())
