@@ -115,6 +115,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     times, counted = times[1:], counted[1:]
     needed = statistics.mean(sum(own.values()) for own in counted)
     seconds = statistics.mean(times)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
     ceiling = matrix_rate(device, torch.bfloat16, 8192 if device.type == "cuda" else 512)
     result = {
         **asdict(stamp(device, options.commit)),
@@ -130,9 +131,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "rate": needed / seconds,
         "ceiling": ceiling,
         "share_of_ceiling": needed / seconds / ceiling,
+        "peak_bytes": peak,
     }
-    if device.type == "cuda":
-        result["peak_bytes"] = torch.cuda.max_memory_allocated()
     if options.profile:
         result["profile"] = profiled(device, lambda: step(move(last, device)))
     return result

@@ -31,8 +31,8 @@ def recipe() -> TrainingConfig:
             lora_alpha=64,
         ),
         batch=BatchConfig(
-            documents=112,
-            extra=96,
+            documents=104,
+            extra=88,
             questions_per_document=4,
             more_questions=2,
             group=16,
