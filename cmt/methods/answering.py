@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cmt.aggregation import Prefix
@@ -17,15 +17,18 @@ class AnswerConfig:
 
     Attributes:
         max_new_tokens: Longest answer.
-        batch_size: Questions answered at a time.
+        batch_size: Questions answered at a time, at most.
+        batch_tokens: Tokens of their prompts, each as long as the longest, at most; a longer one
+            is read by itself.
     """
 
     max_new_tokens: int = 24
     batch_size: int = 32
+    batch_tokens: int = 262_144
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
-        for name in ("max_new_tokens", "batch_size"):
+        for name in ("max_new_tokens", "batch_size", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"expected {name} of at least 1, got {getattr(self, name)}")
 
@@ -50,9 +53,7 @@ def generated(
         stop_tokens: End an answer, like the model's own end token.
     """
     answers = [""] * len(prompts)
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding
-    for place in range(0, len(prompts), config.batch_size):
-        rows = by_length[place : place + config.batch_size]
+    for rows in _batches(prompts, config):
         outputs = generate(
             reader,
             [prompts[i] for i in rows],
@@ -64,3 +65,16 @@ def generated(
         for i, tokens in zip(rows, outputs, strict=True):
             answers[i] = str(reader.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
     return answers
+
+
+def _batches(prompts: Sequence[Sequence[int]], config: AnswerConfig) -> Iterator[list[int]]:
+    """Numbers of the prompts answered together; like lengths together, for less padding."""
+    rows: list[int] = []
+    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        padded = (len(rows) + 1) * len(prompts[i])
+        if rows and (len(rows) == config.batch_size or padded > config.batch_tokens):
+            yield rows
+            rows = []
+        rows.append(i)
+    if rows:
+        yield rows
