@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -258,6 +258,15 @@ def _name(job: Job) -> str:
     return "-".join([job.rows[0], *(word for word in job.options if not word.startswith("-"))])
 
 
+def without(jobs: Sequence[Job], rows: Sequence[str]) -> Iterator[Job]:
+    """The jobs without some rows; nothing waits for these any more."""
+    for job in jobs:
+        kept = tuple(row for row in job.rows if row not in rows)
+        after = tuple(result for result in job.after if result.rpartition("-")[0] not in rows)
+        if kept:
+            yield replace(job, rows=kept, after=after)
+
+
 def main() -> None:
     """Measure the groups that are wanted."""
     parser = argparse.ArgumentParser(
@@ -266,6 +275,7 @@ def main() -> None:
         epilog="Any other option is one of stream.py's, given to each of its runs.",
     )
     parser.add_argument("--only", action="append", choices=JOBS, help="a group; default: all")
+    parser.add_argument("--without", action="append", default=[], metavar="ROW", help="leave out")
     parser.add_argument("--seconds", type=float, default=1700)
     parser.add_argument("--steps", type=int, default=500, help="of training, of each trained part")
     parser.add_argument("--lane-steps", action="append", default=[], metavar="GROUP=N",
@@ -290,7 +300,7 @@ def main() -> None:
         jobs = wanted(options.only or list(JOBS), options.steps, options.lane_steps)
     except ValueError as error:
         parser.error(str(error))
-    table = Table(options, more, jobs)
+    table = Table(options, more, list(without(jobs, options.without)))
     table.run()
     if table.failed:
         sys.exit(f"not measured: {', '.join(table.failed)} (logs in {options.logs})")

@@ -77,6 +77,13 @@ def test_a_group_has_steps_of_its_own(tmp_path: Path) -> None:
     assert "got 'gradients=5'" in ran.stderr
 
 
+def test_rows_can_be_left_out(tmp_path: Path) -> None:
+    ran, order = table(tmp_path, "--only", "gradient", "--without", "camels", "--steps", "7")
+    assert ran.returncode == 0, ran.stderr
+    assert [line.split()[0] for line in order] == ["uniform", "salient_spans", "uniform"]
+    assert order[-1].startswith("uniform salient_spans costs")
+
+
 def test_only_so_many_run_side_by_side(tmp_path: Path) -> None:
     ran, order = table(tmp_path, "--only", "peers", "--side-by-side", "1", "--slow")
     assert ran.returncode == 0, ran.stderr  # two at once would have failed
