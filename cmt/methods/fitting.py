@@ -58,7 +58,7 @@ def fit(
 ) -> int:
     """Train what of `module` takes gradients; go on from the state in `folder`, if there is one.
 
-    A finished run that is called again trains nothing and puts its weights back.
+    A finished run that is called again trains nothing, writes nothing and puts its weights back.
 
     Args:
         module: The weights; its state dictionary is what is saved.
@@ -86,6 +86,7 @@ def fit(
     step, before = 0, 0.0
     if state.exists():
         step, before = load_training_state(state, module, optimizer)
+    done_before = step
     began = saved = time.monotonic()
     module.train()
     with TrainingLog(folder / "metrics.jsonl", step=step, every=config.log_every) as log:
@@ -107,7 +108,8 @@ def fit(
             if time.monotonic() - saved > config.save_seconds:
                 save_training_state(state, module, optimizer, step, _since(began, before))
                 saved = time.monotonic()
-    save_training_state(state, module, optimizer, step, _since(began, before))
+    if step > done_before or not state.exists():  # others may read a finished one just now
+        save_training_state(state, module, optimizer, step, _since(began, before))
     module.eval()
     return step
 

@@ -5,7 +5,6 @@ Everything is tokenised when a run begins; making a cut is slicing lists.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,7 +152,22 @@ def _tokenised(texts: list[str], tokenizer: Any) -> list[_Sentences]:
 
 def _evidence(text: str, answer: str) -> Span:
     """From the answer's first occurrence to the end of its last: which one is meant isn't kept."""
-    places = [m.span() for m in re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", text)]
-    if not places:
-        places = [m.span() for m in re.finditer(re.escape(answer), text)]
-    return (places[0][0], places[-1][1]) if places else (-1, -1)
+    places = _occurrences(text, answer)
+    whole = [place for place in places if _is_whole(text, place, place + len(answer))]
+    places = whole or places
+    return (places[0], places[-1] + len(answer)) if places else (-1, -1)
+
+
+def _occurrences(text: str, answer: str) -> list[int]:
+    """Where it begins, each time; occurrences don't overlap."""
+    places, place = [], text.find(answer)
+    while place >= 0:
+        places.append(place)
+        place = text.find(answer, place + max(1, len(answer)))
+    return places
+
+
+def _is_whole(text: str, start: int, end: int) -> bool:
+    """Whether no word goes on across the bounds."""
+    around = text[max(0, start - 1) : start] + text[end : end + 1]
+    return not any(character.isalnum() or character == "_" for character in around)
