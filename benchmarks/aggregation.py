@@ -161,6 +161,7 @@ def answers(
             way.resident_prefix(bank.memories, indices_QM[index], scores_QM[index]),
             start=reading_start(config.max_piece_tokens),
             sampling=Sampling(max_new_tokens=24),
+            stop_tokens=compressor.stop_tokens,
         )
         for i, text in zip(rows, texts, strict=True):
             predictions[i] = str(base.tokenizer.decode(text, skip_special_tokens=True)).strip()

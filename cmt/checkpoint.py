@@ -2,7 +2,8 @@
 
 A checkpoint is a folder, laid out as PEFT and transformers users know it::
 
-    config.json                        the compressor's configuration, the base model's fingerprint
+    config.json                        the compressor's configuration, the base model's fingerprint,
+                                       what answers were trained to end with
     model.safetensors                  the weights; above 16 MB in numbered shards with
     model-00001-of-00002.safetensors   model.safetensors.index.json
 """
@@ -50,6 +51,8 @@ def save_pretrained(compressor: Compressor, folder: str | Path) -> None:
         "base_model_fingerprint": compressor.base.fingerprint,
         "compressor": compressor.config.described(),
     }
+    if compressor.end_token is not None:
+        config["end_token"] = compressor.end_token
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_previous(folder)
@@ -72,8 +75,10 @@ def from_pretrained(base: BaseModel, folder: str | Path) -> Compressor:
         InputError: `base` is under a compressor already.
     """
     folder = Path(folder)
-    settings, weights = _settings(base, folder), _read(folder)
+    settings, end_token = _settings(base, folder)
+    weights = _read(folder)
     compressor = Compressor(base, settings)
+    compressor.end_token = end_token
     try:
         _put(compressor, weights, folder)
     except CheckpointError:
@@ -92,7 +97,8 @@ def start_from(compressor: Compressor, folder: str | Path) -> None:
             compressor keeps its own weights.
     """
     folder = Path(folder)
-    settings, own = _settings(compressor.base, folder), compressor.config
+    settings, _ = _settings(compressor.base, folder)
+    own = compressor.config
     if replace(settings, memory_sizes=own.memory_sizes) != own:
         raise CheckpointError(
             f"expected a checkpoint of the form {own.described()} to start from, got "
@@ -101,8 +107,8 @@ def start_from(compressor: Compressor, folder: str | Path) -> None:
     _put(compressor, _read(folder), folder)
 
 
-def _settings(base: BaseModel, folder: Path) -> CompressorConfig:
-    """The configuration in a checkpoint that was made for this base model."""
+def _settings(base: BaseModel, folder: Path) -> tuple[CompressorConfig, int | None]:
+    """Configuration and end token in a checkpoint that was made for this base model."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"expected a compressor checkpoint in {folder}: no {CONFIG} there")
     try:
@@ -110,6 +116,9 @@ def _settings(base: BaseModel, folder: Path) -> CompressorConfig:
         found_format = config["format"]
         trained_on = str(config["base_model_fingerprint"])
         settings = CompressorConfig(**config["compressor"])
+        end_token = config.get("end_token")
+        if end_token is not None and type(end_token) is not int:
+            raise TypeError(f"expected a token id as end_token, got {end_token!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"expected a compressor's configuration in {folder / CONFIG}, got one that can't be "
@@ -125,7 +134,7 @@ def _settings(base: BaseModel, folder: Path) -> CompressorConfig:
             f"({config.get('base_model', 'unnamed')}), got base model {base.fingerprint[:16]} "
             f"({base.name})"
         )
-    return settings
+    return settings, end_token
 
 
 def _put(compressor: Compressor, weights: dict[str, torch.Tensor], folder: Path) -> None:

@@ -236,6 +236,8 @@ class Compressor(nn.Module):
 
     Attributes:
         config: What it is made of.
+        end_token: What answers read from its memories were trained to end with; None: the base
+            model's own end tokens alone.
         bfloat16_products: Compress with bfloat16 matrix products under a float32 base model,
             as in training; several times faster on CPUs that have them. Reading is unchanged.
     """
@@ -254,6 +256,7 @@ class Compressor(nn.Module):
                 f"has {positions} positions, got {config.max_piece_tokens}"
             )
         self.config = config
+        self.end_token: int | None = None
         self.bfloat16_products = False
         self._base = (base,)  # in a tuple: the base model's weights are no part of this module
         dimensions, device = base.dimensions, base.device
@@ -282,6 +285,11 @@ class Compressor(nn.Module):
     def base(self) -> BaseModel:
         """The frozen model underneath."""
         return self._base[0]
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Tokens that end an answer read from its memories, beside the base model's own."""
+        return () if self.end_token is None else (self.end_token,)
 
     def scale(self) -> Tensor:
         """What cosine scores are multiplied by before a softmax: the inverse temperature."""

@@ -9,10 +9,14 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cmt.errors import ModelError
 
-VERSION = 1  # raise it when the same file is converted to something else than before
+VERSION = 2  # raise it when the same file is converted to something else than before
+
+# A GGUF file's names of special tokens, and transformers'.
+SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "padding": "pad", "unknown": "unk"}
 
 # What transformers or gguf raise for a file they can't read.
 UNREADABLE = (ValueError, LookupError, RuntimeError, ImportError, OSError, struct.error)
@@ -48,6 +52,7 @@ def convert_gguf(gguf: Path, folder: Path, *, progress: bool = True) -> None:
         model.generation_config = unpacked.generation_config
         model.save_pretrained(folder)
     _restore_digit_splitting(tokenizer, gguf)
+    _restore_special_tokens(tokenizer, gguf)
     tokenizer.save_pretrained(folder)
     _let_others_read(folder)
 
@@ -68,6 +73,22 @@ def _restore_digit_splitting(tokenizer: object, gguf: Path) -> None:
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
             [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         )
+
+
+def _restore_special_tokens(tokenizer: Any, gguf: Path) -> None:
+    """Give the tokenizer the special tokens that the file names.
+
+    transformers 5.17 takes SmolLM2's beginning of a turn for its end token, so that what was
+    trained there ended answers with another token than what was trained elsewhere.
+    """
+    from gguf import GGUFReader
+
+    reader = GGUFReader(gguf)
+    for name, attribute in SPECIAL_TOKENS.items():
+        field = reader.get_field(f"tokenizer.ggml.{name}_token_id")
+        if field is not None:
+            token = tokenizer.convert_ids_to_tokens(int(field.contents()))
+            setattr(tokenizer, f"{attribute}_token", token)
 
 
 @contextmanager

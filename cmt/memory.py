@@ -476,6 +476,7 @@ class Memory(Holdings):
             prefix=_aggregated([found[place] for place in fitting], aggregation)
             if fitting
             else None,
+            stop_tokens=self.compressor.stop_tokens,
             answered=fitting,
         )
 

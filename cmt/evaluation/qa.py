@@ -223,6 +223,7 @@ def evaluate(  # noqa: PLR0913
                 prefix,
                 start=reading_start(config.max_piece_tokens),
                 sampling=sampling,
+                stop_tokens=compressor.stop_tokens,
             )
             for i, text in zip(rows, texts, strict=True):
                 predictions[i] = str(base.tokenizer.decode(text, skip_special_tokens=True)).strip()

@@ -140,6 +140,7 @@ class KvMemory:
             replace(self._answers, batch_size=max(1, min(size, most_places(bank) // (M * K)))),
             prefix_of=prefix_of,
             start=reading_start(self._compressor.config.max_piece_tokens),
+            stop_tokens=self._compressor.stop_tokens,
         )
         owners = bank.owners_D[best.indices[:, : 2 * FOUND]].tolist()
         looks = min(config.rerank, len(bank.keys)) if config.rerank > 1 else 0  # by re-ranking

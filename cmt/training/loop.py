@@ -193,6 +193,7 @@ def _set_up(
     )
     base = BaseModel.load(config.base_model, device=accelerator.device)
     compressor = Compressor(base, config.compressor)
+    compressor.end_token = base.tokenizer.eos_token_id
     if config.start_from is not None:
         start_from(compressor, config.start_from)
     data = TrainingData(

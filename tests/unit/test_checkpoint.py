@@ -253,12 +253,12 @@ def test_sizes_are_saved_and_a_checkpoint_of_one_says_nothing_of_them(tmp_path: 
         assert loaded.fingerprint() == saved.fingerprint()
 
 
-def test_the_shipped_checkpoint_is_of_one_size() -> None:
+def test_the_shipped_checkpoint_serves_two_sizes() -> None:
     folder = Path(cmt.__file__).parent / "checkpoints" / "smollm2-135m"
     written = json.loads((folder / "config.json").read_text())["compressor"]
     config = CompressorConfig(**written)
-    assert config.sizes == (32,)
-    assert config.described() == written, "so that its banks open still"
+    assert config.sizes == (16, 32)
+    assert json.loads(json.dumps(config.described())) == written, "so that its banks open still"
 
 
 def test_start_from_gives_the_weights_to_a_compressor_of_the_same_form(tmp_path: Path) -> None:
@@ -281,3 +281,21 @@ def test_start_from_another_form_is_refused_and_changes_nothing(tmp_path: Path) 
     with pytest.raises(CheckpointError, match=r"of the form .* to start from, got"):
         start_from(fresh, tmp_path / "first")
     assert all(torch.equal(before[name], tensor) for name, tensor in fresh.state_dict().items())
+
+
+def test_what_answers_end_with_is_kept(tmp_path: Path) -> None:
+    compressor = small.compressor()
+    save_pretrained(compressor, tmp_path / "none")
+    assert "end_token" not in json.loads((tmp_path / "none" / "config.json").read_text())
+    assert from_pretrained(tiny.base_model(), tmp_path / "none").stop_tokens == ()
+    compressor.end_token = 7
+    save_pretrained(compressor, tmp_path / "own")
+    loaded = from_pretrained(tiny.base_model(), tmp_path / "own")
+    assert loaded.stop_tokens == (7,)
+    assert loaded.fingerprint() == compressor.fingerprint()
+
+
+def test_an_end_token_that_is_no_token_is_refused(folder: Path) -> None:
+    edit(folder, lambda config: config.update(end_token="</s>"))
+    with pytest.raises(CheckpointError, match="expected a token id as end_token, got '</s>'"):
+        from_pretrained(tiny.base_model(), folder)

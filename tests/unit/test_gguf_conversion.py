@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from cmt import gguf_conversion
 from cmt.errors import ModelError
 from cmt.gguf_conversion import convert_gguf
 from tests import tiny
@@ -44,6 +45,17 @@ def test_special_tokens_and_chat_template_are_the_files(converted):
     generation = model.generation_config
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == ids
     assert tokenizer.chat_template == CHAT_TEMPLATE
+
+
+def test_special_tokens_that_were_misread_are_put_right(tmp_path):
+    """transformers 5.17 takes SmolLM2's beginning of a turn for its end."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.eos_token = "<bos>"
+    gguf_conversion._restore_special_tokens(tokenizer, write_gguf(tmp_path / "a.gguf"))
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "<bos>", "<eos>", "<eos>",
+    )  # fmt: skip
+    assert tokenizer.eos_token_id == 1
 
 
 def test_digits_stand_alone_where_the_file_says_so(converted):

@@ -553,3 +553,18 @@ def test_the_frozen_model_stays_as_it_was(empty):
     empty.add(FACTS)
     empty.ask(QUESTIONS, top_k=2, sampling=SHORT)
     assert empty.compressor.base.digest() == before
+
+
+def test_an_answer_ends_with_what_the_compressor_was_trained_to_end_with(learned):
+    tokens = [step[0] for step in learned.steps(QUESTIONS[:1], sampling=SHORT)[1]]
+    alone = learned.ask_without_memory(QUESTIONS[0], sampling=SHORT)
+    learned.compressor.end_token = tokens[3]
+    try:
+        cut = learned.ask(QUESTIONS[0], sampling=SHORT)
+        streamed = "".join(learned.stream(QUESTIONS[0], sampling=SHORT))
+        still_alone = learned.ask_without_memory(QUESTIONS[0], sampling=SHORT)
+    finally:
+        learned.compressor.end_token = None
+    assert cut.generated_tokens == tokens.index(tokens[3])
+    assert streamed.strip() == cut.text
+    assert still_alone.text == alone.text  # the frozen model alone ends as it does

@@ -35,6 +35,24 @@ def test_it_answers_as_evaluation_does(top_k: int, rerank: int, vector_size: int
     assert result.costs.bytes_stored >= expected.bytes_per_memory
 
 
+def test_answers_end_with_the_compressors_own_end_token() -> None:
+    compressor = small.compressor().eval().requires_grad_(False)
+    whole = evaluate(compressor, DATA, given=False, batch_size=8, max_new_tokens=4)
+    ends = set()
+    for token in range(compressor.base.model.config.vocab_size):  # one that is said
+        if token in ends or compressor.base.tokenizer.decode([token]) not in "".join(
+            whole.found[1].predictions
+        ):
+            continue
+        compressor.end_token = token
+        cut = evaluate(compressor, DATA, given=False, batch_size=8, max_new_tokens=4)
+        if cut.found[1].predictions != whole.found[1].predictions:
+            break
+    assert cut.found[1].predictions != whole.found[1].predictions
+    method = KvMemory(compressor, KvMemoryConfig(), ANSWERS)
+    assert run_stream(method, DATA).scores.predictions == cut.found[1].predictions
+
+
 def test_the_whole_bank_is_read_where_nothing_is_selected() -> None:
     compressor = small.compressor().eval().requires_grad_(False)
     method = KvMemory(compressor, KvMemoryConfig(top_k=0), ANSWERS)
