@@ -135,7 +135,7 @@ class Run:
             "dataset": self.data.stream.name,
             "questions": len(self.data.stream.questions),
             "base_model": shown(options.model),
-            "checkpoint": shown(options.checkpoint or "shipped"),
+            "checkpoint": stream_data.checkpoint_name(options.checkpoint, options.model, config),
             "recipe": str(options.recipe.name),
             "minutes": options.minutes,
             "steps": 2 if options.smoke and not options.steps else options.steps,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cmt.datasets import (
     QADataset,
@@ -19,7 +21,10 @@ from cmt.datasets import (
     stream,
 )
 from cmt.errors import InputError
+from cmt.evaluation.results import shown
 from cmt.evaluation.stream import sampled
+from cmt.methods.kv_memory import KvMemoryConfig
+from cmt.opening import shipped_checkpoints
 from cmt.records import Document
 
 DATASETS = ("squad", "streamingqa", "archivalqa", "realtimeqa", "jsonl", "squad-file")
@@ -98,6 +103,18 @@ def unrelated_documents(folder: Path, how_many: int, learned: QADataset) -> list
     return [
         Document(text=text, id=f"unrelated-{i:05d}") for i, text in enumerate(list(kept)[:how_many])
     ]
+
+
+def checkpoint_name(given: Path | None, model: str, config: Any) -> str:
+    """Which compressor key/value memory answers with: its name and a digest of its files."""
+    name = shown(given or "shipped")
+    folder = given or shipped_checkpoints().get(model)
+    if folder is None or not isinstance(config, KvMemoryConfig):
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return f"{name} {digest.hexdigest()[:12]}"
 
 
 def plain_text(folder: Path) -> str:

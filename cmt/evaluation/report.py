@@ -84,14 +84,14 @@ def _accuracy(methods: Mapping[str, Record], kind: str) -> str:
 def _costs(methods: Mapping[str, Record]) -> str:
     if not methods:
         return ""
-    lines = _head("What it cost", "method", "s a document", "peak MiB learning",
+    lines = _head("What it cost", "method", "hardware", "s a document", "peak MiB learning",
                   "bytes a document", "fixed MiB", "s a question", "text tokens a question",
                   "memory tokens")  # fmt: skip
     for name, record in methods.items():
         cost = record["result"]["costs"]
         peak = cost["learn_peak_bytes"]
         lines.append(_line(
-            title(name), f"{cost['learn_seconds']:.4f}",
+            title(name), str(record["hardware"]), f"{cost['learn_seconds']:.4f}",
             "–" if peak is None else f"{peak / MEGA:.0f}", f"{cost['bytes_stored']:,.0f}",
             f"{cost['fixed_bytes'] / MEGA:.0f}", f"{cost['answer_seconds']:.4f}",
             f"{cost['text_tokens']:.0f}", f"{cost['memory_tokens']:.0f}",
@@ -106,9 +106,10 @@ def _costs(methods: Mapping[str, Record]) -> str:
         f"Measured with nothing else running on the device, on {on}: {'; '.join(names)}."
         for on, names in alone.items()
     ]
-    if alone and len(methods) > sum(len(names) for names in alone.values()):
-        notes.append("The other rows: over the whole stream, whatever else ran beside it.")
-    return "\n".join([*lines, "", " ".join(notes)] if notes else lines)
+    if len(methods) > sum(len(names) for names in alone.values()):
+        rows = "The other rows" if alone else "These rows"
+        notes.append(f"{rows}: over the whole stream, whatever else ran beside it.")
+    return "\n".join([*lines, "", " ".join(notes)])
 
 
 def _forgetting(methods: Mapping[str, Record]) -> str:
