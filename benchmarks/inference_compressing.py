@@ -14,13 +14,12 @@ import torch
 from inference_timing import paired_ratio, profiled, rounds, seconds, spread
 from torch import nn
 
-from cmt.attention import PackedPass
+from cmt.attention import PackedPass, pack
 from cmt.base_model import BaseModel
 from cmt.compressor import Compressor, prepare
 from cmt.datasets import QADataset
 from cmt.encoding import batches, encode_documents
 from cmt.evaluation.qa import learn
-from cmt.packing import pack
 from cmt.splitting import split
 from cmt.tensors import move
 

@@ -27,14 +27,14 @@ import torch
 from inference_compressing import matrix_weights, operations_a_pair
 from inference_timing import matrix_rate, profiled, spread
 
+from cmt.attention import Packing
+from cmt.attention.varlen import VariableLength
 from cmt.base_model import BaseModel
 from cmt.datasets import hold_out, load_squad
 from cmt.evaluation.results import stamp
-from cmt.packing import Packing
 from cmt.tensors import move
 from cmt.training import loop
 from cmt.training.data import TrainingBatch
-from cmt.varlen import VariableLength
 
 HERE = Path(__file__).parent
 

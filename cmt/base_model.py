@@ -20,10 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from cmt import weights
-from cmt.attention import IMPLEMENTATION, LayerKV, PackedPass, any_shape
+from cmt.attention import IMPLEMENTATION, LayerKV, PackedPass, any_shape, pack
 from cmt.errors import ModelError
 from cmt.model_structure import decoder_layers, dimensions, sliding_window
-from cmt.packing import pack
 
 
 class BaseModel:

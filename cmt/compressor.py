@@ -30,12 +30,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt.attention import LayerKV, PackedPass
+from cmt.attention import LayerKV, PackedPass, Packing, pack
 from cmt.base_model import BaseModel
 from cmt.errors import InputError
 from cmt.late_interaction import QuestionVectors
 from cmt.lora import Lora
-from cmt.packing import Packing, pack
 
 _FIRST_WEIGHT = 2.0  # softplus of it is what every question token counts before training
 

@@ -22,7 +22,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from cmt.packing import pack
+from cmt.attention import pack
 from cmt.tensors import move
 
 SHORTLIST = 100

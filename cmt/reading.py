@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmt.attention import LayerKV, PackedPass
+from cmt.attention import LayerKV, PackedPass, Packing, pack
 from cmt.base_model import BaseModel
-from cmt.packing import Packing, pack
 
 QUESTION_PREFIX = "Question:"
 ANSWER_PREFIX = "\nAnswer:"

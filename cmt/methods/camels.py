@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt.attention import PackedPass
+from cmt.attention import PackedPass, pack
 from cmt.base_model import BaseModel
 from cmt.errors import InputError
 from cmt.lora import Lora
@@ -39,7 +39,6 @@ from cmt.methods.tuned_copy import (
     sequence_logits,
     sequence_losses,
 )
-from cmt.packing import pack
 from cmt.reading import question_tokens
 
 _FIRST_BIAS = 0.5413  # softplus of it is 1: weights begin uniform

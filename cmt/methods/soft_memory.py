@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt.attention import LayerKV, PackedPass
+from cmt.attention import LayerKV, PackedPass, pack
 from cmt.base_model import BaseModel
 from cmt.compressor import Compressor, CompressorConfig, prepare
 from cmt.errors import InputError
-from cmt.packing import pack
 from cmt.reading import question_tokens
 from cmt.tensors import move
 

@@ -14,21 +14,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-import torch._inductor.config
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AttentionInterface
 
-from cmt.attention import IMPLEMENTATION, packed_attention
 from cmt.base_model import BaseModel
 from cmt.checkpoint import start_from
 from cmt.compressor import Compressor, CompressorConfig
 from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
 from cmt.tensors import move
+from cmt.training import compiling
 from cmt.training.batch_config import BatchConfig
 from cmt.training.data import TrainingBatch, TrainingData
 from cmt.training.log import TrainingLog
@@ -160,7 +158,7 @@ def train(
     run.save(folder, step, time.monotonic() - began)
     accelerator.wait_for_everyone()
     if config.compile:
-        _put_back(run.compressor)
+        compiling.put_back(run.compressor)
     if main:
         (folder / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     return run.compressor
@@ -211,7 +209,7 @@ def _set_up(
     )
     _ = base.sink  # once, before any layer is compiled
     if config.compile:
-        _compile(base, compressor)
+        compiling.compile_layers(base, compressor)
     module = TrainingStep(
         base, compressor, config.objectives, len(data.documents), compiled=config.compile
     )
@@ -250,29 +248,6 @@ def _optimise(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {**report, "gradient_norm": norm}
-
-
-def _compile(base: BaseModel, compressor: Compressor) -> None:
-    """Compile what lies around the attention of each layer: a few graphs, for any batch.
-
-    Packed attention itself is left out: its groups differ from step to step, and it is
-    matrix products and copies that no compiler improves.
-    """
-    # does nothing for dynamic shapes but fail on them (torch 2.11)
-    torch._inductor.config.triton.coalesce_tiling_analysis = False
-    torch._dynamo.config.cache_size_limit = 64
-    AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(packed_attention))
-    compressor.lora.compiled = True
-    for layer in base.layers:
-        layer.forward = torch.compile(layer.forward, dynamic=True)
-
-
-def _put_back(compressor: Compressor) -> None:
-    """Plain layers again: compiled ones would compile anew for each cache they generate with."""
-    AttentionInterface.register(IMPLEMENTATION, packed_attention)
-    compressor.lora.compiled = False
-    for layer in compressor.base.layers:
-        layer.__dict__.pop("forward", None)
 
 
 def _loader(data: TrainingData, config: TrainingConfig, start: int) -> DataLoader[TrainingBatch]:

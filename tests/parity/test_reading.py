@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from cmt.aggregation import Prefix, aggregate
-from cmt.attention import LayerKV, PackedPass
+from cmt.attention import LayerKV, PackedPass, pack
 from cmt.base_model import BaseModel
 from cmt.generation import Sampling, generate, stream
-from cmt.packing import pack
 from cmt.reading import prepare_reading, read
 from tests import small, tiny
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmt.attention import PackedPass, packed_attention
-from cmt.packing import Packing, pack
-from cmt.rectangles import Rectangles, _ToRectangle, _ToRow
+from cmt.attention import PackedPass, Packing, pack, packed_attention
+from cmt.attention.rectangles import Rectangles, _ToRectangle, _ToRow
 from tests import small, tiny
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -25,11 +25,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from cmt.attention import IMPLEMENTATION, PackedPass
+from cmt.attention import IMPLEMENTATION, PackedPass, pack
 from cmt.base_model import BaseModel
 from cmt.errors import ModelError
 from cmt.model_structure import Dimensions, decoder_layers
-from cmt.packing import pack
 from tests import small, tiny
 
 COMMON = {

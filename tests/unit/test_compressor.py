@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cmt.attention import PackedPass
+from cmt.attention import PackedPass, pack
 from cmt.compressor import Compressor, CompressorConfig, prepare
 from cmt.encoding import batches, encode_documents, encode_questions
 from cmt.errors import InputError
-from cmt.packing import pack
 from cmt.tensors import move
 from cmt.training.data import BatchConfig, TrainingData
 from cmt.training.step import ObjectiveConfig, TrainingStep

@@ -6,12 +6,11 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
-from cmt.attention import PackedPass
+from cmt.attention import PackedPass, pack
 from cmt.base_model import BaseModel
 from cmt.compressor import Compressor
 from cmt.errors import InputError
 from cmt.lora import Lora
-from cmt.packing import pack
 from tests import small, tiny
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)

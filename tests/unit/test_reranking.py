@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cmt.attention import PackedPass
-from cmt.packing import pack
+from cmt.attention import PackedPass, pack
 from cmt.reading import QUESTION_PREFIX, question_tokens
 from cmt.reranking import by_layer, combined_scores, question_log_likelihoods
 from tests import tiny

@@ -13,10 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmt import varlen
-from cmt.packing import Packing, pack
-from cmt.rectangles import Rectangles
-from cmt.varlen import VariableLength
+from cmt.attention import Packing, pack, varlen
+from cmt.attention.rectangles import Rectangles
+from cmt.attention.varlen import VariableLength
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 H, G, E, K = 4, 2, 8, 3

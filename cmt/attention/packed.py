@@ -24,9 +24,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from cmt.packing import Packing
-from cmt.rectangles import Rectangles
-from cmt.varlen import VariableLength
+from cmt.attention.packing import Packing
+from cmt.attention.rectangles import Rectangles
+from cmt.attention.varlen import VariableLength
 
 IMPLEMENTATION = "cmt"
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 
-from cmt.packing import Group, Packing
-from cmt.rectangles import summed
+from cmt.attention.packing import Group, Packing
+from cmt.attention.rectangles import summed
 
 _KV = tuple[Tensor, Tensor]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cmt.packing import Group, Packing
+from cmt.attention.packing import Group, Packing
 
 _KV = tuple[Tensor, Tensor]
 
