@@ -34,7 +34,7 @@ class Job:
         rows, options: What it measures.
         after: It waits for these results, each ROW-PART.
         timed: Whether it must be alone.
-        large: Whether its training takes most of a device's memory.
+        gigabytes: Of the device's memory that it takes at most, in batches of 256 questions.
         trains: How many times `--steps` it trains; 0: it is given no length.
         steps: That length.
     """
@@ -43,7 +43,7 @@ class Job:
     options: tuple[str, ...]
     after: tuple[str, ...] = ()
     timed: bool = False
-    large: bool = False
+    gigabytes: int = 20
     trains: int = 0
     steps: int = 0
 
@@ -78,7 +78,7 @@ def with_costs(*jobs: Job, more: tuple[str, ...] = ()) -> tuple[Job, ...]:
 JOBS: dict[str, tuple[Job, ...]] = {
     "ours": (
         *with_costs(
-            Job(rows=("kv_trained",), options=WHOLE, trains=1, large=True),
+            Job(rows=("kv_trained",), options=WHOLE, trains=1, gigabytes=55),
             Job(rows=("kv_memory",), options=(*WHOLE, "5", "20")),
             Job(rows=("kv_memory_rerank",), options=STREAM),
             Job(rows=("kv_trained_rerank",), options=STREAM, trains=1,
@@ -105,8 +105,8 @@ JOBS: dict[str, tuple[Job, ...]] = {
     ),
     "dense": with_costs(Job(rows=("dense_top1", "dense_top3", "dense_top5"), options=STREAM)),
     "ablation": (
-        Job(rows=("kv_full",), options=ABLATED, trains=1, large=True),
-        Job(rows=("kv_without_matching",), options=ABLATED, trains=1, large=True),
+        Job(rows=("kv_full",), options=ABLATED, trains=1, gigabytes=55),
+        Job(rows=("kv_without_matching",), options=ABLATED, trains=1, gigabytes=55),
         *(Job(rows=(f"cmt_paper_without_{part}",), options=ABLATED, trains=1)
           for part in ("objective", "matching", "top_k")),
         Job(rows=("kv_without_top_k",), options=(*ABLATED, "--questions", "200"), trains=1,
@@ -176,8 +176,7 @@ class Table:
             alone = self._alone()
             if not self._is_ready(job) or (alone and (job.timed or self._is_warm(alone))):
                 continue
-            has_place = not late if job.timed else self._has_room(job)
-            if not has_place:
+            if not self._has_room(job) or (job.timed and late):
                 continue
             self.waiting.remove(job)
             self._start(job)
@@ -205,11 +204,12 @@ class Table:
         return all(any(found(f"{result}-*{commit}.json")) for result in job.after)
 
     def _has_room(self, job: Job) -> bool:
-        beside = [own.job for own in self.running if not own.job.timed]
-        large = sum(own.large for own in beside)
-        return len(beside) < self.options.side_by_side and not (
-            job.large and large >= self.options.large_at_once
-        )
+        """Among the untimed jobs that are wanted, and in the device's memory; alone, always."""
+        beside = [own.job for own in self.running]
+        taken = sum(own.gigabytes for own in beside)
+        places = self.options.side_by_side - sum(not own.timed for own in beside)
+        fits = not beside or taken + job.gigabytes <= self.options.gigabytes
+        return fits and (job.timed or places > 0)
 
     def _is_warm(self, alone: Running) -> bool:
         """A timed job's imports need no quiet."""
@@ -282,8 +282,8 @@ def main() -> None:
                         help="--steps of a group's own")  # fmt: skip
     parser.add_argument("--side-by-side", type=int, default=3, metavar="N",
                         help="untimed jobs at once, at most")  # fmt: skip
-    parser.add_argument("--large-at-once", type=int, default=1, metavar="N",
-                        help="trainings of key/value memory among them, at most")  # fmt: skip
+    parser.add_argument("--gigabytes", type=int, default=78, metavar="GB",
+                        help="of memory that jobs at once take, at most (%(default)s)")  # fmt: skip
     parser.add_argument("--commit", help="of the code, where there is no repository to ask")
     parser.add_argument("--out", type=Path, default=HERE / "results/stream")
     parser.add_argument("--logs", type=Path, default=HERE.parent / "runs/table")
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--quiet-after", type=float, default=15, metavar="SECONDS",
                         help="a timed job's start that needs no quiet")  # fmt: skip
     options, more = parser.parse_known_args()
-    for name in ("side_by_side", "large_at_once"):
+    for name in ("side_by_side", "gigabytes"):
         if getattr(options, name) < 1:
             parser.error(f"expected --{name.replace('_', '-')} of at least 1")
     try:

@@ -94,21 +94,24 @@ def test_only_so_many_run_side_by_side(tmp_path: Path) -> None:
     assert "expected --side-by-side of at least 1" in ran.stderr
 
 
-def test_room_is_counted_in_jobs_and_in_large_ones() -> None:
+def test_room_is_counted_in_jobs_and_in_memory() -> None:
     made = runpy.run_path(str(TABLE))
 
-    def job(**kind: bool) -> Any:
+    def job(**kind: Any) -> Any:
         return made["Job"](rows=("mac",), options=(), **kind)
 
     def running(job: Any) -> Any:
         return made["Running"](job, "mac", None, 0.0)
 
-    table = made["Table"](argparse.Namespace(side_by_side=2, large_at_once=1), [], [])
-    table.running = [running(job(timed=True)), running(job(large=True))]
-    assert table._has_room(job())
-    assert not table._has_room(job(large=True))
-    table.running.append(running(job()))
-    assert not table._has_room(job())
+    table = made["Table"](argparse.Namespace(side_by_side=2, gigabytes=60), [], [])
+    assert table._has_room(job(gigabytes=99))  # nothing is beside it
+    table.running = [running(job(timed=True, gigabytes=5)), running(job(gigabytes=30))]
+    assert table._has_room(job(gigabytes=25))
+    assert not table._has_room(job(gigabytes=26))
+    assert not table._has_room(job(gigabytes=26, timed=True))  # what is stopped keeps its memory
+    table.running.append(running(job(gigabytes=1)))
+    assert not table._has_room(job(gigabytes=1))
+    assert table._has_room(job(gigabytes=1, timed=True))
 
 
 def test_results_of_another_commit_are_not_waited_for(tmp_path: Path) -> None:
@@ -153,7 +156,7 @@ def test_a_setting_of_some_rows_is_told_to_them_only(tmp_path: Path) -> None:
 
 
 def test_every_row_is_in_the_table(tmp_path: Path) -> None:
-    ran, order = table(tmp_path, "--large-at-once", "2", "--side-by-side", "20")
+    ran, order = table(tmp_path, "--gigabytes", "999", "--side-by-side", "20")
     assert ran.returncode == 0, ran.stderr
     rows_with = {
         part: [word for line in order if part in line.split() for word in line.split()]
