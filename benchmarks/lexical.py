@@ -49,7 +49,7 @@ def lexical_scores(dataset: QADataset, bank: ResidentBank) -> Tensor:
 
 def ranks_of(scores_QD: Tensor) -> Tensor:
     """Rank of each memory for each question, from 1."""
-    return scores_QD.argsort(1, descending=True, stable=True).argsort(1) + 1
+    return scores_QD.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
 
 
 def ways(own_QD: Tensor, lexical_QD: Tensor, sums: list[float]) -> Iterator[tuple[str, Tensor]]:
