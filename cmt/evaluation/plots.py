@@ -61,9 +61,7 @@ def _curves(
     axes.set(xlabel=label, ylabel="share of the first F1 kept, percent")
     if along != "documents":
         axes.set_xscale("symlog", linthresh=1)
-    axes.figure.legend(
-        fontsize=7, loc="outside lower center", ncols=2
-    )  # beside the lines, not on them
+    figure.legend(fontsize=7, loc="outside lower center", ncols=2)  # not on the lines
     figure.savefig(file, dpi=120)
     return file
 

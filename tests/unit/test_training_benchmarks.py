@@ -1,4 +1,4 @@
-"""`benchmarks/training_throughput.py` and `checkpoint_eval.py`: one small run on the tiny model."""
+"""Benchmarks of training and of a checkpoint: one small run of each on the tiny model."""
 
 from __future__ import annotations
 
@@ -126,3 +126,22 @@ def test_a_checkpoint_on_whole_sets(folder: Path) -> None:
     assert (rounded["tier"], rounded["rerank"]) == ("int8", 0)
     assert "predictions" not in json.dumps(report)
     assert str(folder) not in json.dumps(report)
+
+
+def test_a_lexical_partner(folder: Path) -> None:
+    out = folder / "lexical.json"
+    ran = run(
+        "lexical.py", folder / "squad" / "train-v1.1.json", "--held-out", 1, "--model",
+        folder / "model", "--checkpoint", folder / "checkpoint", "--sums", 0, 9, "--rerank", 2,
+        "--questions", 6, "--device", "cpu", "--commit", "abc1234", "--out", out,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(out.read_text())
+    rows = {(row["way"], row["rerank"]): row["recall"] for row in report["rows"]}
+    assert list(rows) == [
+        ("self-matching", 0), ("self-matching", 2), ("BM25", 0), ("reciprocal-rank fusion", 0),
+        ("logit + 0 BM25", 0), ("logit + 0 BM25", 2), ("logit + 9 BM25", 0), ("logit + 9 BM25", 2),
+    ]  # fmt: skip
+    assert rows["logit + 0 BM25", 0] == rows["self-matching", 0]
+    assert rows["BM25", 0]["1"] == 100.0  # every tower has a name of its own
+    assert rows["logit + 9 BM25", 0]["1"] > rows["self-matching", 0]["1"]
