@@ -17,13 +17,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import bm25s
 import numpy as np
 import torch
 from torch import Tensor
 
-from cmt.datasets import QADataset, hold_out, load_squad
-from cmt.evaluation.qa import ResidentBank, _document_ranks, learn, match_scores, rerank_scores
+from cmt.datasets import hold_out, load_squad
+from cmt.evaluation.qa import (
+    document_ranks,
+    learn,
+    lexical_scores,
+    match_scores,
+    rerank_scores,
+    with_lexical,
+)
 from cmt.evaluation.results import stamp
 from cmt.late_interaction import SHORTLIST
 from cmt.metrics import recall_at
@@ -32,19 +38,6 @@ from cmt.reading import question_tokens
 
 SUMS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 CONSTANT = 60  # of reciprocal-rank fusion, its authors' own
-
-
-def lexical_scores(dataset: QADataset, bank: ResidentBank) -> Tensor:
-    """BM25 scores of every question with every memory's document, (Q, D)."""
-    index = bm25s.BM25()
-    texts = [document.text for document in dataset.documents]
-    index.index(bm25s.tokenize(texts, stopwords="en", show_progress=False), show_progress=False)
-    asked = bm25s.tokenize(
-        [question.text for question in dataset.questions], stopwords="en", show_progress=False,
-        return_ids=False,
-    )  # fmt: skip
-    scores = np.stack([index.get_scores(words) for words in asked])
-    return torch.from_numpy(scores).float()[:, bank.owners_D.cpu()].to(bank.keys.device)
 
 
 def ranks_of(scores_QD: Tensor) -> Tensor:
@@ -59,7 +52,7 @@ def ways(own_QD: Tensor, lexical_QD: Tensor, sums: list[float]) -> Iterator[tupl
     fused_QD = 1 / (CONSTANT + ranks_of(own_QD)) + 1 / (CONSTANT + ranks_of(lexical_QD))
     yield "reciprocal-rank fusion", fused_QD
     for weight in sums:
-        yield f"logit + {weight:g} BM25", own_QD + weight * lexical_QD
+        yield f"logit + {weight:g} BM25", with_lexical(own_QD, weight * lexical_QD, SHORTLIST)
 
 
 def main() -> None:
@@ -106,7 +99,7 @@ def main() -> None:
                 scores_QD = rerank_scores(
                     compressor, bank, prompts, found_QD, rerank, options.batch_size
                 )
-            ranks = _document_ranks(scores_QD, right_QD, bank.owners_D, len(dataset.documents))
+            ranks = document_ranks(scores_QD, right_QD, bank.owners_D, len(dataset.documents))
             recall = {k: 100 * recall_at(ranks, k) for k in (1, 3, 5, 10)}
             rows.append({"way": name, "rerank": rerank, "recall": recall})
             told = ", ".join(f"R@{k} {value:.1f}" for k, value in recall.items())

@@ -32,6 +32,7 @@ class AskOptions(Filters, total=False):
     batch_size: int
     min_score: float | None
     prefer_later: bool
+    lexical: float
 
 
 class AloneOptions(TypedDict, total=False):
@@ -123,7 +124,13 @@ def candidates(
 ) -> Found:
     """One question's hits, weights still to come; sources and, if any, memories by memory id."""
     matches = [
-        Match(**asdict(sources[hit.memory_id]), score=hit.score, late_score=hit.late, weight=0.0)
+        Match(
+            **asdict(sources[hit.memory_id]),
+            score=hit.score,
+            late_score=hit.late,
+            lexical_score=hit.lexical,
+            weight=0.0,
+        )
         for hit in hits
     ]
     return Found(tuple(matches), [stored[hit.memory_id].memory for hit in hits] if stored else [])
@@ -143,7 +150,9 @@ def best(
     `later` puts logits in order with `prefer_later` (freshness.py), None by themselves.
     """
     matches = found.matches
-    logits_C = torch.tensor([scale * match.score + match.late_score for match in matches])
+    logits_C = torch.tensor([
+        scale * match.score + match.late_score + match.lexical_score for match in matches
+    ])  # fmt: skip
     if likelihoods_C is not None:
         logits_C = combined_scores(logits_C, likelihoods_C.cpu())
         pairs = zip(matches, likelihoods_C.tolist(), strict=True)

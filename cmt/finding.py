@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,6 +21,7 @@ from cmt.compressor import Compressor
 from cmt.encoding import EncodedQuestions, encode_questions
 from cmt.errors import BankError, CorruptRecordError, InputError, UnknownIdError
 from cmt.late_interaction import SHORTLIST, shortlist_scores, stacked
+from cmt.lexical import LexicalIndex, checked_weight
 from cmt.matching import Hit, KeyIndex
 from cmt.reranking import question_log_likelihoods
 from cmt.selection import Selection
@@ -29,6 +30,31 @@ from cmt.tensors import move
 _ATTEMPTS = 8  # searches, while documents found are being deleted
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """How memories are found for questions.
+
+    Attributes:
+        top_k: How many are read for a question.
+        rerank: How many of those found are re-ranked first; up to top_k: none.
+        prefer_later: A candidate gives way to a later one on its subject (freshness.py).
+        temperature: Of their weights (aggregating.py).
+        lexical: Weight of BM25 beside the logit of matching (lexical.py); 0: none.
+    """
+
+    top_k: int
+    rerank: int
+    prefer_later: bool = True
+    temperature: float = 1.0
+    lexical: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers without meaning."""
+        if self.top_k < 1:
+            raise InputError(f"expected top_k >= 1, got {self.top_k}")
+        checked_weight(self.lexical)
 
 
 class Finder:
@@ -43,34 +69,40 @@ class Finder:
         self._start = start
         self._model = model
         self._index = KeyIndex(bank)
+        self._lexical: LexicalIndex | None = None
 
     def find(
         self,
+        asked: Sequence[str],
         questions: Sequence[Sequence[int]],
-        top_k: int,
-        rerank: int,
+        search: Search,
         selection: Selection,
         *,
         with_tensors: bool = True,
-        prefer_later: bool = True,
-        temperature: float = 1.0,
     ) -> list[Found]:
         """The memories to be read for each question, best first; none where none is selected.
 
-        With `prefer_later`, a candidate gives way to a later one on its subject (freshness.py).
-        `temperature` is of their weights (aggregating.py).
+        Args:
+            asked: The questions as text.
+            questions: Their token ids.
+            search: How.
+            selection: Among which memories.
+            with_tensors: Read the memories too, not their sources alone.
 
         Raises:
             EmptyBankError: The bank holds no memory.
-            InputError: top_k < 1.
+            InputError: A lexical weight without bm25s.
         """
-        if top_k < 1:
-            raise InputError(f"expected top_k >= 1, got {top_k}")
-        again = rerank > top_k
+        top_k, again = search.top_k, search.rerank > search.top_k
+        words = asked if search.lexical else None
+        if words is not None and self._lexical is None:
+            self._lexical = LexicalIndex(self._bank)
         with self._model:
             encoded = encode_questions(self._compressor, questions)
-        most = max(top_k, rerank)
-        hits, found = self._candidates(encoded, most, selection, with_tensors or again)
+        most = max(top_k, search.rerank)
+        hits, found = self._candidates(
+            encoded, most, selection, with_tensors or again, words, search.lexical
+        )
         scale = self._compressor.scale().item()
         likelihoods: Sequence[torch.Tensor | None] = [None] * len(found)
         if again and any(own.matches for own in found):
@@ -81,8 +113,8 @@ class Finder:
                 top_k,
                 scale,
                 likelihoods_C,
-                self._later(own_hits) if prefer_later else None,
-                temperature,
+                self._later(own_hits) if search.prefer_later else None,
+                search.temperature,
             )
             for own, own_hits, likelihoods_C in zip(found, hits, likelihoods, strict=True)
         ]
@@ -96,16 +128,26 @@ class Finder:
         return lambda logits: freshness.prefer_later(logits, starts, alike_CC)
 
     def _candidates(
-        self, questions: EncodedQuestions, how_many: int, selection: Selection, with_tensors: bool
+        self,
+        questions: EncodedQuestions,
+        how_many: int,
+        selection: Selection,
+        with_tensors: bool,
+        words: Sequence[str] | None,
+        lexical: float,
     ) -> tuple[list[list[Hit]], list[Found]]:
-        late = questions.vectors is not None
-        depth = max(how_many, SHORTLIST) if late else how_many
+        more = questions.vectors is not None or words is not None
+        depth = max(how_many, SHORTLIST) if more else how_many
         attempts = 0
         while attempts < _ATTEMPTS:
             hits = self._index.search(questions.keys_QC, depth, selection)
             try:
-                if late:
-                    hits = self._compared(questions, hits, how_many)
+                if questions.vectors is not None:
+                    hits = self._compared(questions, hits)
+                if words is not None:
+                    hits = self._counted(words, hits, lexical)
+                if more:
+                    hits = self._ordered(hits, how_many)
                 ids = list(_unique(hits))
                 sources = dict(zip(ids, self._bank.sources(ids), strict=True))
                 read = self._bank.memories(ids) if with_tensors else []
@@ -126,9 +168,9 @@ class Finder:
         )
 
     def _compared(
-        self, questions: EncodedQuestions, hits: Sequence[Sequence[Hit]], how_many: int
+        self, questions: EncodedQuestions, hits: Sequence[Sequence[Hit]]
     ) -> list[list[Hit]]:
-        """Late interaction: each question's best of its shortlist, best first."""
+        """Late interaction of each question with its shortlist."""
         assert questions.vectors is not None
         ids = _unique(hits)
         if not ids:
@@ -138,12 +180,30 @@ class Finder:
         vectors_DKV = stacked(self._bank.vectors(list(ids)))
         vectors_DKV, chosen_QC = move((vectors_DKV, chosen_QC), questions.keys_QC.device)
         late_QC = shortlist_scores(questions.vectors, vectors_DKV.float(), chosen_QC).tolist()
+        return [
+            [replace(hit, late=late) for hit, late in zip(own, late_C, strict=True)]
+            for own, late_C in zip(hits, late_QC, strict=True)
+        ]
+
+    def _counted(
+        self, words: Sequence[str], hits: Sequence[Sequence[Hit]], weight: float
+    ) -> list[list[Hit]]:
+        """BM25 of each question with its shortlist."""
+        assert self._lexical is not None
+        scores_QC = self._lexical.scores(words, [[hit.memory_id for hit in own] for own in hits])
+        return [
+            [replace(hit, lexical=weight * score) for hit, score in zip(own, scores_C, strict=True)]
+            for own, scores_C in zip(hits, scores_QC, strict=True)
+        ]
+
+    def _ordered(self, hits: Sequence[Sequence[Hit]], how_many: int) -> list[list[Hit]]:
+        """Each question's best by all that makes up a logit, best first."""
         scale = self._compressor.scale().item()
         best_hits: list[list[Hit]] = []
-        for own, late_C in zip(hits, late_QC, strict=True):
-            logits = [scale * hit.score + late for hit, late in zip(own, late_C, strict=True)]
+        for own in hits:
+            logits = [scale * hit.score + hit.late + hit.lexical for hit in own]
             order = sorted(range(len(own)), key=logits.__getitem__, reverse=True)  # stable
-            best_hits.append([replace(own[i], late=late_C[i]) for i in order[:how_many]])
+            best_hits.append([own[i] for i in order[:how_many]])
         return best_hits
 
     def _likelihoods(

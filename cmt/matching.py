@@ -34,12 +34,14 @@ class Hit:
         score: The cosine of the two keys, in [-1, 1].
         starts: From when on its document holds, in seconds since 1970.
         late: What late interaction adds to its logit (late_interaction.py); 0 without.
+        lexical: What BM25 adds to it (lexical.py); 0 without.
     """
 
     memory_id: int
     score: float
     starts: float = 0.0
     late: float = 0.0
+    lexical: float = 0.0
 
 
 class KeyIndex:

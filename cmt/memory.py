@@ -38,7 +38,7 @@ from cmt.bank.tensor_bytes import Tier
 from cmt.compressor import Compressor
 from cmt.encoding import encode_documents
 from cmt.errors import FingerprintMismatchError, InputError
-from cmt.finding import Finder
+from cmt.finding import Finder, Search
 from cmt.generation import GREEDY, Sampling, stream
 from cmt.holdings import Holdings
 from cmt.learning import (
@@ -302,7 +302,7 @@ class Memory(Holdings):
     ) -> Answer: ...
     @overload
     def ask(self, question: Sequence[str], **options: Unpack[AskOptions]) -> list[Answer]: ...
-    def ask(
+    def ask(  # noqa: PLR0913
         self,
         question: str | Sequence[str],
         *,
@@ -313,6 +313,7 @@ class Memory(Holdings):
         batch_size: int = BATCH_SIZE,
         min_score: float | None = DEFAULT_MIN_SCORE,
         prefer_later: bool = True,
+        lexical: float = 0.0,
         **filters: Unpack[Filters],
     ) -> Answer | list[Answer]:
         """Answer from what was learned; greedy answers don't depend on the batch.
@@ -330,6 +331,8 @@ class Memory(Holdings):
             min_score: Least cosine of question and best memory; None answers in any case.
             prefer_later: Of candidates on one subject that match about as well, read the one
                 with the later date; the others are the answer's `older`. (freshness.py)
+            lexical: Weight of BM25 on the stored texts beside the logit of matching, for rare
+                names (lexical.py; needs bm25s); 0: self-matching alone.
             filters: `Filters`: namespace, tags, since, until, as_of.
 
         Raises:
@@ -337,16 +340,8 @@ class Memory(Holdings):
             InputError: An empty question, one too long for the model, a number below 1, or a
                 filter that is no date, tag or namespace.
         """
-        read = partial(
-            self._read,
-            top_k,
-            rerank,
-            aggregation,
-            sampling,
-            min_score,
-            prefer_later,
-            select(**filters),
-        )
+        search = _search(top_k, rerank, prefer_later, aggregation, lexical)
+        read = partial(self._read, search, aggregation, sampling, min_score, select(**filters))
         return self._ask(question, batch_size, sampling, read)
 
     def stream(
@@ -359,6 +354,7 @@ class Memory(Holdings):
         sampling: Sampling = GREEDY,
         min_score: float | None = DEFAULT_MIN_SCORE,
         prefer_later: bool = True,
+        lexical: float = 0.0,
         **filters: Unpack[Filters],
     ) -> AnswerStream:
         """Like `ask` of one question, in pieces of text as they are generated.
@@ -366,10 +362,9 @@ class Memory(Holdings):
         The memories are found before this returns, so it raises what `ask` does.
         """
         asked = prompts.checked([question])
+        search = _search(top_k, rerank, prefer_later, aggregation, lexical)
         selection = select(**filters)
-        reading = self._read(
-            top_k, rerank, aggregation, sampling, min_score, prefer_later, selection, asked
-        )
+        reading = self._read(search, aggregation, sampling, min_score, selection, asked)
         tokens = (step[0] for step in self._generate(reading, sampling))
         return AnswerStream(
             (token for token in tokens if token is not None),
@@ -390,6 +385,7 @@ class Memory(Holdings):
         sampling: Sampling = GREEDY,
         min_score: float | None = DEFAULT_MIN_SCORE,
         prefer_later: bool = True,
+        lexical: float = 0.0,
         **filters: Unpack[Filters],
     ) -> tuple[Reading, Iterator[list[int | None]]]:
         """Like `ask` of one batch, a token of each answer at a time, for several who wait at once.
@@ -405,6 +401,7 @@ class Memory(Holdings):
             aggregation: As for `ask`.
             sampling: As for `ask`.
             prefer_later: As for `ask`.
+            lexical: As for `ask`.
             min_score: As for `ask`; an abstained answer has no token, see `Reading.answers`.
             filters: As for `ask`.
 
@@ -414,10 +411,9 @@ class Memory(Holdings):
         """
         asked = prompts.checked(questions)
         if memory:
+            search = _search(top_k, rerank, prefer_later, aggregation, lexical)
             selection = select(**filters)
-            reading = self._read(
-                top_k, rerank, aggregation, sampling, min_score, prefer_later, selection, asked
-            )
+            reading = self._read(search, aggregation, sampling, min_score, selection, asked)
         else:
             reading = without_memory(self._base, sampling.max_new_tokens, asked, chat=chat)
         return reading, self._generate(reading, sampling)
@@ -429,41 +425,32 @@ class Memory(Holdings):
         top_k: int = DEFAULT_TOP_K,
         rerank: int = DEFAULT_RERANK,
         prefer_later: bool = True,
+        lexical: float = 0.0,
         **filters: Unpack[Filters],
     ) -> tuple[Match, ...]:
         """The memories that `ask` would read for a question, best first; raises what it does.
 
         None where the filters select nothing.
         """
-        selection = select(**filters)
-        tokens = prompts.plain(self._base, prompts.checked([question]), self._start, 1)
-        (found,) = self._finder.find(
-            tokens, top_k, rerank, selection, with_tensors=False, prefer_later=prefer_later
-        )
+        search = _search(top_k, rerank, prefer_later, CONCATENATED, lexical)
+        selection, asked = select(**filters), prompts.checked([question])
+        tokens = prompts.plain(self._base, asked, self._start, 1)
+        (found,) = self._finder.find(asked, tokens, search, selection, with_tensors=False)
         return found.matches
 
     def _read(
         self,
-        top_k: int,
-        rerank: int,
+        search: Search,
         aggregation: Aggregation,
         sampling: Sampling,
         min_score: float | None,
-        prefer_later: bool,
         selection: Selection,
         questions: Sequence[str],
     ) -> Reading:
         """Self-match and aggregate: everything the frozen model is to read."""
         began = time.perf_counter()
         tokens = prompts.plain(self._base, questions, self._start, sampling.max_new_tokens)
-        found = self._finder.find(
-            tokens,
-            top_k,
-            rerank,
-            selection,
-            prefer_later=prefer_later,
-            temperature=aggregation.temperature,
-        )
+        found = self._finder.find(questions, tokens, search, selection)
         fitting = [place for place, own in enumerate(found) if own.fits(min_score)]
         return Reading(
             base=self._base,
@@ -556,6 +543,19 @@ class Memory(Holdings):
             base_model=self._base.name,
             fingerprint=self.bank.fingerprint,
         )
+
+
+def _search(
+    top_k: int, rerank: int, prefer_later: bool, aggregation: Aggregation, lexical: float
+) -> Search:
+    """How memories are found, from keywords of `Memory.ask`."""
+    return Search(
+        top_k=top_k,
+        rerank=rerank,
+        prefer_later=prefer_later,
+        temperature=aggregation.temperature,
+        lexical=lexical,
+    )
 
 
 def _aggregated(questions: Sequence[Found], aggregation: Aggregation) -> Prefix:

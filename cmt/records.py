@@ -137,6 +137,7 @@ class Match:
         log_likelihood: log P(question | memory) by the frozen model, where candidates were
             re-ranked.
         late_score: What late interaction added to the scaled score; 0 without.
+        lexical_score: What BM25 added to it; 0 unless it was asked for.
     """
 
     memory_id: int
@@ -151,6 +152,7 @@ class Match:
     excerpt: str
     log_likelihood: float | None = None
     late_score: float = 0.0
+    lexical_score: float = 0.0
     namespace: str = DEFAULT_NAMESPACE
 
 

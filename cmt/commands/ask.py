@@ -14,6 +14,7 @@ from cmt.commands.options import (
     aggregate_option,
     filter_options,
     json_option,
+    lexical_option,
     max_new_tokens_option,
     memory_options,
     min_score_option,
@@ -28,6 +29,7 @@ from cmt.errors import InputError
 @click.argument("questions", nargs=-1)
 @top_k_option
 @rerank_option
+@lexical_option
 @aggregate_option
 @max_new_tokens_option
 @click.option(
@@ -58,6 +60,7 @@ def ask(  # noqa: PLR0913
     questions: tuple[str, ...],
     top_k: int | None,
     rerank: int | None,
+    lexical: float,
     aggregate: str | None,
     max_new_tokens: int,
     temperature: float,
@@ -112,6 +115,7 @@ def ask(  # noqa: PLR0913
                     aggregation=Aggregation(how=aggregate) if aggregate else CONCATENATED,
                     sampling=sampling,
                     min_score=DEFAULT_MIN_SCORE if min_score is None else min_score,
+                    lexical=lexical,
                     **filters,
                 )
             for answer in answers:

@@ -18,6 +18,7 @@ import click
 from cmt.commands.options import (
     aggregate_option,
     json_option,
+    lexical_option,
     memory_tokens_option,
     model_options,
     on_terminal,
@@ -47,6 +48,7 @@ def _numbers(ctx: click.Context, option: click.Parameter, value: str) -> tuple[i
 @click.option("--top-k", callback=_numbers, default="1", show_default=True, help="E.g. 1,3.")
 @click.option("--rerank", type=click.IntRange(min=0), default=4, show_default=True,
               help="How many memories are re-ranked; 0: none.")  # fmt: skip
+@lexical_option
 @aggregate_option
 @click.option(
     "--match-temperature",
@@ -69,6 +71,7 @@ def evaluate(  # noqa: PLR0913, PLR0917
     memory_tokens: int | None,
     top_k: tuple[int, ...],
     rerank: int,
+    lexical: float,
     aggregate: str | None,
     match_temperature: float,
     sample: int | None,
@@ -118,6 +121,7 @@ def evaluate(  # noqa: PLR0913, PLR0917
             data,
             top_k=top_k,
             rerank=rerank,
+            lexical=lexical,
             aggregation=aggregation,
             memory_tokens=memory_tokens,
             batch_size=batch_size,

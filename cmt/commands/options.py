@@ -52,6 +52,13 @@ rerank_option = click.option(
     help="How many of the memories found are re-ranked by how likely they make the "
     "question; 0: none.  [default: the library's, 4]",
 )
+lexical_option = click.option(
+    "--lexical",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Weight of BM25 on the stored texts beside the logit of matching, for rare names (needs "
+    "bm25s).  [default: 0, self-matching alone]",
+)
 aggregate_option = click.option(
     "--aggregate",
     type=click.Choice(["concatenate", "mix", "posterior"]),

@@ -11,6 +11,7 @@ import click
 from cmt.commands.options import (
     filter_options,
     json_option,
+    lexical_option,
     memory_options,
     print_json,
     rerank_option,
@@ -24,6 +25,7 @@ from cmt.commands.options import (
     "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="At most so many."
 )
 @rerank_option
+@lexical_option
 @filter_options
 @json_option
 @memory_options
@@ -32,6 +34,7 @@ def search(
     question: str,
     top_k: int,
     rerank: int | None,
+    lexical: float,
     filters: dict[str, Any],
     as_json: bool,
     bank: Path,
@@ -46,7 +49,11 @@ def search(
 
     with Memory.open(bank, read_only=True, **model) as memory:
         matches = memory.search(
-            question, top_k=top_k, rerank=DEFAULT_RERANK if rerank is None else rerank, **filters
+            question,
+            top_k=top_k,
+            rerank=DEFAULT_RERANK if rerank is None else rerank,
+            lexical=lexical,
+            **filters,
         )
     for match in matches:
         if as_json:

@@ -23,6 +23,7 @@ from cmt.encoding import encode_documents, encode_questions
 from cmt.errors import InputError
 from cmt.generation import Sampling, generate
 from cmt.late_interaction import SHORTLIST, QuestionVectors, shortlist_scores
+from cmt.lexical import Texts, checked_weight
 from cmt.metrics import bootstrap_interval, exact_match, f1, prefix_exact_match, recall_at
 from cmt.reading import question_tokens, reading_start
 from cmt.reranking import combined_scores, question_log_likelihoods
@@ -151,6 +152,7 @@ def evaluate(  # noqa: PLR0913
     given: bool = True,
     rerank: int = 0,
     shortlist: int = SHORTLIST,
+    lexical: float = 0.0,
     aggregation: Aggregation = CONCATENATED,
     bank: ResidentBank | None = None,
     memory_tokens: int | None = None,
@@ -169,6 +171,7 @@ def evaluate(  # noqa: PLR0913
         rerank: How many memories are found and re-ranked (reranking.py); 0: none.
         shortlist: How many memories are found by key and compared by late interaction, where
             the compressor has it; 0: none.
+        lexical: Weight of BM25 on the documents' texts beside the logit of matching; 0: none.
         aggregation: How several memories are read together.
         bank: The dataset's documents, learned already; None learns them.
         memory_tokens: As for `learn`; None: the largest, or those of `bank`.
@@ -192,6 +195,8 @@ def evaluate(  # noqa: PLR0913
         raise InputError(f"expected a bank of {memory_tokens} memory tokens, got one of {K}")
     prompts = question_tokens(base.tokenizer, [q.text for q in dataset.questions])
     scores_QD = match_scores(compressor, bank, prompts, shortlist, batch_size)
+    if checked_weight(lexical):
+        scores_QD = with_lexical(scores_QD, lexical * lexical_scores(dataset, bank), shortlist)
     match_seconds = 0.0
     if rerank > 1:
         began = time.perf_counter()
@@ -199,7 +204,7 @@ def evaluate(  # noqa: PLR0913
         match_seconds = time.perf_counter() - began
     right_Q = torch.tensor([q.document for q in dataset.questions], device=base.device)
     own_QD = bank.owners_D[None] == right_Q[:, None]
-    ranks = _document_ranks(scores_QD, own_QD, bank.owners_D, len(dataset.documents))
+    ranks = document_ranks(scores_QD, own_QD, bank.owners_D, len(dataset.documents))
     sampling = Sampling(max_new_tokens=max_new_tokens)
     readings: dict[str, Tensor] = {
         f"top_{k}": scores_QD.topk(min(k, len(bank.keys)), dim=1).indices for k in top_k
@@ -259,6 +264,20 @@ def match_scores(
         vectors = questions.vectors
         scores_QD = _compared(scores_QD, vectors, bank.vectors_DKV, shortlist, batch_size)
     return scores_QD
+
+
+def lexical_scores(dataset: QADataset, bank: ResidentBank) -> Tensor:
+    """BM25 of every question with every memory's document, (Q, D)."""
+    texts = Texts([document.text for document in dataset.documents])
+    scores = torch.from_numpy(texts.scores([question.text for question in dataset.questions]))
+    return scores[:, bank.owners_D.cpu()].to(bank.keys.device)
+
+
+def with_lexical(scores_QD: Tensor, lexical_QD: Tensor, shortlist: int) -> Tensor:
+    """BM25 added to the logits of each question's shortlist, above all others."""
+    found = scores_QD.topk(min(shortlist or SHORTLIST, scores_QD.shape[1]), dim=1)
+    more_QC = found.values + lexical_QD.gather(1, found.indices)
+    return _rescored(scores_QD, found.indices, more_QC)
 
 
 def rerank_scores(
@@ -345,7 +364,7 @@ def _check(dataset: QADataset, **numbers: int) -> None:
             raise InputError(f"expected {name} of at least 1, got {number}")
 
 
-def _document_ranks(
+def document_ranks(
     scores_QD: Tensor, own_QD: Tensor, owners_D: Tensor, documents: int
 ) -> list[int | None]:
     """Rank (1 is best) of each question's document, a document counting by its best piece."""

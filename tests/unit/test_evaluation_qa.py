@@ -81,7 +81,7 @@ def test_ranks_count_a_document_by_its_best_piece() -> None:
     own = owners[None] == torch.tensor([1, 2, 0])[:, None]
     # document 1 is first by its second piece; document 2 comes after document 1, which counts
     # once; of equals nobody is better
-    assert qa._document_ranks(scores, own, owners, 3) == [1, 2, 1]
+    assert qa.document_ranks(scores, own, owners, 3) == [1, 2, 1]
 
 
 def test_recall_is_of_those_ranks(compressor: Compressor, dataset: QADataset) -> None:

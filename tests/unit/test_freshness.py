@@ -78,7 +78,7 @@ def test_an_answer_reads_the_later_and_shows_both(memory, monkeypatch, likelihoo
     ids = {source.document_id: source.memory_id for source in memory.bank.sources([1, 2, 3])}
     of = dict(zip((ids["old"], ids["new"], ids["rivers"]), likelihoods, strict=True))
 
-    def in_order(_, hits, __):
+    def in_order(_, hits):
         return [sorted(own, key=lambda hit: hit.memory_id) for own in hits]
 
     def read(*_, **__):

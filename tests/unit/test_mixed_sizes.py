@@ -16,6 +16,7 @@ from cmt.cli import main
 from cmt.compressor import Compressor
 from cmt.errors import InputError
 from cmt.evaluation import qa
+from cmt.finding import Search
 from cmt.generation import Sampling
 from cmt.memory import Memory
 from cmt.opening import fingerprint
@@ -57,7 +58,9 @@ def sizes(bank: Bank) -> dict[str, set[int]]:
 def found(memory: Memory, questions: list[str]) -> list[dict[str, Match]]:
     """What self-matching finds for questions asked together, by document, all re-ranked."""
     tokens = plain(memory.compressor.base, questions, memory._start, 6)
-    some = memory._finder.find(tokens, 4, 100, select(), prefer_later=False)
+    some = memory._finder.find(
+        [""] * len(tokens), tokens, Search(top_k=4, rerank=100, prefer_later=False), select()
+    )
     return [{match.document_id: match for match in own.matches} for own in some]
 
 
@@ -86,12 +89,19 @@ def test_a_mixed_bank_scores_as_banks_of_one_size(tmp_path, compressor):
             memory.add(documents, memory_tokens=K)
             for place, question in enumerate(QUESTIONS):
                 tokens = plain(compressor.base, [question], memory._start, 6)
-                [own] = memory._finder.find(tokens, 50, 100, select(), prefer_later=False)
+                [own] = memory._finder.find(
+                    [""] * len(tokens),
+                    tokens,
+                    Search(top_k=50, rerank=100, prefer_later=False),
+                    select(),
+                )
                 apart |= {(place, match.document_id): match for match in own.matches}
     with opened(tmp_path / "mixed", compressor) as memory:
         fill(memory)
         tokens = plain(compressor.base, QUESTIONS, memory._start, 6)
-        mixed = memory._finder.find(tokens, 8, 100, select(), prefer_later=False)
+        mixed = memory._finder.find(
+            [""] * len(tokens), tokens, Search(top_k=8, rerank=100, prefer_later=False), select()
+        )
     read = set()
     for place, own in enumerate(mixed):
         for match, tensor in zip(own.matches, own.memories, strict=True):

@@ -1,0 +1,102 @@
+"""BM25 beside self-matching: by the library's own scores, following the bank, off by default."""
+
+from __future__ import annotations
+
+import importlib
+
+import bm25s
+import numpy as np
+import pytest
+
+from cmt import Document
+from cmt.bank import Bank
+from cmt.errors import InputError
+from cmt.evaluation.qa import evaluate, learn, lexical_scores
+from cmt.lexical import LexicalIndex, Texts
+from cmt.memory import Memory
+from cmt.opening import fingerprint
+from tests import small
+
+TEXTS = [
+    "The lighthouse of Arbon was built in 1823 by Clara Weiss.",
+    "Rivers carry sand, silt and clay to the sea.",
+    "The delta of Mirna grows 12 metres a year; the lighthouse of Mirna stands on it.",
+]
+
+
+@pytest.fixture
+def memory(tmp_path):
+    compressor = small.compressor().eval().requires_grad_(False)
+    with Memory(Bank.open(tmp_path / "m.sqlite", fingerprint(compressor)), compressor) as made:
+        made.add([Document(text=text, id=f"d{i}") for i, text in enumerate(TEXTS)])
+        yield made
+
+
+def test_scores_are_the_librarys():
+    questions = ["Where is the delta of Mirna?", "the of and", "", "Zyx?"]
+    scores = Texts(TEXTS).scores(questions)
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(TEXTS, stopwords="en", show_progress=False), show_progress=False)
+    np.testing.assert_allclose(scores[0], index.get_scores(["where", "delta", "mirna"]), rtol=1e-6)
+    assert scores[0].argmax() == 2
+    assert not scores[1:].any()  # stop words alone, nothing, a word that no text has
+    assert scores.dtype == np.float32
+    assert Texts(["the", "of"]).scores(["the delta"]).tolist() == [[0.0, 0.0]]
+
+
+def test_the_index_follows_the_bank(memory):
+    index = LexicalIndex(memory.bank)
+    ids = [source.memory_id for source in memory.bank.sources([1, 2, 3])]
+    [first] = index.scores(["the delta of Mirna"], [ids])
+    assert first.index(max(first)) == 2
+    memory.add([Document(text="Mirna, Mirna, Mirna: a song of the delta.", id="song")])
+    [more] = index.scores(["the delta of Mirna"], [[*ids, 4, 99]])
+    assert more[3] > more[2] > 0
+    assert more[4] == 0.0  # not in the bank
+    memory.forget("song")
+    [last] = index.scores(["the delta of Mirna"], [[*ids, 4]])
+    assert last == pytest.approx([*first, 0.0])
+
+
+def test_a_large_weight_finds_by_words_and_none_changes_nothing(memory):
+    for question, right in (("Who was Clara Weiss?", "d0"), ("Rivers and silt", "d1")):
+        for rerank in (0, 3):
+            found = memory.search(question, top_k=3, rerank=rerank, lexical=1e4)
+            assert found[0].document_id == right
+            assert found[0].lexical_score > 0
+    plain = memory.search("Who was Clara Weiss?", top_k=3)
+    assert [match.lexical_score for match in plain] == [0.0] * 3
+    asked = memory.ask("Rivers and silt", lexical=1e4)
+    assert asked.matches[0].document_id == "d1"
+
+
+def test_evaluation_adds_the_same():
+    compressor = small.compressor().eval().requires_grad_(False)
+    data = small.dataset(12)
+    bank = learn(compressor, data)
+    right = [question.document for question in data.questions]
+    by_words = lexical_scores(data, bank).argmax(1).tolist()
+    result = evaluate(compressor, data, lexical=1e4, given=False, max_new_tokens=2)
+    assert result.recall[1] == 100 * np.mean([a == b for a, b in zip(by_words, right, strict=True)])
+    plain = evaluate(compressor, data, given=False, max_new_tokens=2)
+    assert plain.recall[1] < result.recall[1]
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_a_weight_without_meaning_is_refused(memory, weight):
+    with pytest.raises(InputError, match="expected lexical of at least 0, got"):
+        memory.ask("Who?", lexical=weight)
+
+
+def test_without_bm25s_only_a_weight_is_refused(memory, monkeypatch):
+    real = importlib.import_module
+
+    def missing(name, *rest):
+        if name == "bm25s":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert memory.search("Who was Clara Weiss?")
+    with pytest.raises(InputError, match=r"expected bm25s for a lexical weight, found none: pip"):
+        memory.search("Who was Clara Weiss?", lexical=0.2)
