@@ -62,7 +62,7 @@ def test_learn_ask_list_forget(tmp_path):
     answers = [json.loads(line) for line in asked.splitlines()]
     assert [a["matches"][0]["document_id"] for a in answers] == [harbour_id, "bakery"]
     assert "1987" in answers[0]["text"]
-    assert "Oskar" in answers[1]["text"]
+    assert "Brandt" in answers[1]["text"]  # a small model: of Oskar it makes Skarbor
 
     listed = [json.loads(line) for line in run("list", "--json", cwd=tmp_path).splitlines()]
     assert [document["id"] for document in listed] == [harbour_id, "bakery"]
