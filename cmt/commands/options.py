@@ -56,8 +56,8 @@ lexical_option = click.option(
     "--lexical",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Weight of BM25 on the stored texts beside the logit of matching, for rare names (needs "
-    "bm25s).  [default: 0, self-matching alone]",
+    help="Weight of BM25 on the stored texts beside the logit of matching, for rare names, e.g. 1 "
+    "(needs bm25s).  [default: 0, self-matching alone]",
 )
 aggregate_option = click.option(
     "--aggregate",
