@@ -18,8 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from storage_tiers import int4, int8
+from storage_tiers import int4, int8, stored_as
 from torch import Tensor
 
 from cmt.aggregating import Aggregation
@@ -30,12 +29,6 @@ from cmt.evaluation.results import stamp, without_predictions
 from cmt.opening import load_compressor
 
 TIERS: dict[str, Callable[[Tensor], Tensor]] = {"int8": int8, "int4": int4}
-
-
-def stored_as(bank: ResidentBank, tier: str) -> ResidentBank:
-    """The bank with its memories rounded as a tier stores them."""
-    rounded = [TIERS[tier](memory).bfloat16() for memory in bank.memories]
-    return replace(bank, memories=torch.stack(rounded))
 
 
 def settings(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -62,7 +55,7 @@ def measure(
         if size not in banks:
             banks.clear()  # one at a time: a bank of 2,000 memories is 1.5 GB
             banks[size] = learn(compressor, dataset, memory_tokens=size)
-        bank = banks[size] if own["tier"] == "bf16" else stored_as(banks[size], own["tier"])
+        bank = banks[size] if own["tier"] == "bf16" else stored_as(banks[size], TIERS[own["tier"]])
         began = time.perf_counter()
         result = evaluate(
             compressor, dataset, bank=bank, rerank=own["rerank"], top_k=own["top_k"],

@@ -20,7 +20,7 @@ from matching import machine
 from torch import Tensor
 
 from cmt.datasets import load_squad
-from cmt.evaluation.qa import evaluate, learn
+from cmt.evaluation.qa import ResidentBank, evaluate, learn
 from cmt.opening import load_compressor
 from cmt.quantization import dequantize, dequantize4, quantize, quantize4
 
@@ -55,6 +55,13 @@ TIERS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
 }
 
 
+def stored_as(bank: ResidentBank, round_to: Callable[[Tensor], Tensor]) -> ResidentBank:
+    """The bank with its memories rounded as a tier stores them."""
+    return replace(
+        bank, memories=torch.stack([round_to(m) for m in bank.memories]).to(torch.bfloat16)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("squad", type=Path, help="A SQuAD v1.1 file.")
@@ -70,10 +77,7 @@ def main() -> None:
     bank = learn(compressor, dataset)
     rows, exact = [], {}
     for name, (round_to, bits) in TIERS.items():
-        stored = replace(
-            bank, memories=torch.stack([round_to(m) for m in bank.memories]).to(torch.bfloat16)
-        )
-        result = evaluate(compressor, dataset, bank=stored, batch_size=32)
+        result = evaluate(compressor, dataset, bank=stored_as(bank, round_to), batch_size=32)
         assert result.given is not None
         readings = {"found": result.found[1], "given": result.given}
         exact = exact or {key: own.predictions for key, own in readings.items()}

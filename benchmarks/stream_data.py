@@ -7,6 +7,7 @@ import hashlib
 import json
 import textwrap
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,16 @@ def checkpoint_name(given: Path | None, model: str, config: Any) -> str:
     folder = given or shipped_checkpoints().get(model)
     if folder is None or not isinstance(config, KvMemoryConfig):
         return name
+    return f"{name} {_digest(folder)[:12]}"
+
+
+@cache
+def _digest(folder: Path) -> str:
+    """Of a checkpoint's weights; once a run."""
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(file.read_bytes())
-    return f"{name} {digest.hexdigest()[:12]}"
+    return digest.hexdigest()
 
 
 def plain_text(folder: Path) -> str:

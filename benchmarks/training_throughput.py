@@ -30,7 +30,8 @@ from inference_timing import matrix_rate, profiled, spread
 from cmt.attention import Packing
 from cmt.attention.varlen import VariableLength
 from cmt.base_model import BaseModel
-from cmt.datasets import hold_out, load_squad
+from cmt.commands.train import read_texts
+from cmt.datasets import hold_out, load_jsonl, load_squad
 from cmt.evaluation.results import stamp
 from cmt.tensors import move
 from cmt.training import loop
@@ -87,13 +88,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         VariableLength.serves = staticmethod(lambda query: False)  # type: ignore[method-assign]
     squad = options.data / "squad" if (options.data / "squad").is_dir() else options.data
     dataset, _ = hold_out(load_squad(squad, split="train"), articles=config.held_out_articles)
-    texts = options.texts.read_text().splitlines() if options.texts else []
-    extra = None
-    if options.extra:
-        from cmt.datasets import load_jsonl
-
-        extra = load_jsonl(options.extra, strict=False)
-    run = loop._set_up(config, dataset, extra, [json.loads(line)["text"] for line in texts])
+    texts = list(read_texts(options.texts)) if options.texts else []
+    extra = load_jsonl(options.extra, strict=False) if options.extra else None
+    run = loop._set_up(config, dataset, extra, texts)
     base, device = run.compressor.base, run.accelerator.device
     batches = iter(loop._loader(run.data, config, 0))
 

@@ -27,6 +27,9 @@ from cmt.reranking import question_log_likelihoods
 from cmt.selection import Selection
 from cmt.tensors import move
 
+Scores = list[list[float]]
+"""Of each question with each memory of its shortlist."""
+
 _ATTEMPTS = 8  # searches, while documents found are being deleted
 
 _logger = logging.getLogger(__name__)
@@ -142,12 +145,11 @@ class Finder:
         while attempts < _ATTEMPTS:
             hits = self._index.search(questions.keys_QC, depth, selection)
             try:
-                if questions.vectors is not None:
-                    hits = self._compared(questions, hits)
-                if words is not None:
-                    hits = self._counted(words, hits, lexical)
                 if more:
-                    hits = self._ordered(hits, how_many)
+                    late, lexical_scores = self._compared(questions, hits), None
+                    if words is not None:
+                        lexical_scores = self._counted(words, hits, lexical)
+                    hits = self._ordered(hits, late, lexical_scores, how_many)
                 ids = list(_unique(hits))
                 sources = dict(zip(ids, self._bank.sources(ids), strict=True))
                 read = self._bank.memories(ids) if with_tensors else []
@@ -169,41 +171,50 @@ class Finder:
 
     def _compared(
         self, questions: EncodedQuestions, hits: Sequence[Sequence[Hit]]
-    ) -> list[list[Hit]]:
-        """Late interaction of each question with its shortlist."""
-        assert questions.vectors is not None
+    ) -> Scores | None:
+        """Late interaction of each question with its shortlist; None where there is none."""
         ids = _unique(hits)
-        if not ids:
-            return [[] for _ in hits]
+        if questions.vectors is None or not ids:
+            return None
         # As many hits for each question: all were searched for among the same memories.
         chosen_QC = torch.tensor([[ids[hit.memory_id] for hit in own] for own in hits])
         vectors_DKV = stacked(self._bank.vectors(list(ids)))
         vectors_DKV, chosen_QC = move((vectors_DKV, chosen_QC), questions.keys_QC.device)
-        late_QC = shortlist_scores(questions.vectors, vectors_DKV.float(), chosen_QC).tolist()
-        return [
-            [replace(hit, late=late) for hit, late in zip(own, late_C, strict=True)]
-            for own, late_C in zip(hits, late_QC, strict=True)
-        ]
+        scores: Scores = shortlist_scores(
+            questions.vectors, vectors_DKV.float(), chosen_QC
+        ).tolist()
+        return scores
 
     def _counted(
         self, words: Sequence[str], hits: Sequence[Sequence[Hit]], weight: float
-    ) -> list[list[Hit]]:
-        """BM25 of each question with its shortlist."""
+    ) -> Scores:
+        """BM25 of each question with its shortlist, as it counts."""
         assert self._lexical is not None
-        scores_QC = self._lexical.scores(words, [[hit.memory_id for hit in own] for own in hits])
-        return [
-            [replace(hit, lexical=weight * score) for hit, score in zip(own, scores_C, strict=True)]
-            for own, scores_C in zip(hits, scores_QC, strict=True)
-        ]
+        scores = self._lexical.scores(words, [[hit.memory_id for hit in own] for own in hits])
+        return [[weight * score for score in own] for own in scores]
 
-    def _ordered(self, hits: Sequence[Sequence[Hit]], how_many: int) -> list[list[Hit]]:
+    def _ordered(
+        self,
+        hits: Sequence[Sequence[Hit]],
+        late: Scores | None,
+        lexical: Scores | None,
+        how_many: int,
+    ) -> list[list[Hit]]:
         """Each question's best by all that makes up a logit, best first."""
         scale = self._compressor.scale().item()
         best_hits: list[list[Hit]] = []
-        for own in hits:
-            logits = [scale * hit.score + hit.late + hit.lexical for hit in own]
+        for number, own in enumerate(hits):
+            none = [0.0] * len(own)
+            late_C = none if late is None else late[number]
+            words_C = none if lexical is None else lexical[number]
+            logits = [
+                scale * hit.score + more + counted
+                for hit, more, counted in zip(own, late_C, words_C, strict=True)
+            ]
             order = sorted(range(len(own)), key=logits.__getitem__, reverse=True)  # stable
-            best_hits.append([own[i] for i in order[:how_many]])
+            best_hits.append(
+                [replace(own[i], late=late_C[i], lexical=words_C[i]) for i in order[:how_many]]
+            )
         return best_hits
 
     def _likelihoods(

@@ -78,7 +78,7 @@ def test_an_answer_reads_the_later_and_shows_both(memory, monkeypatch, likelihoo
     ids = {source.document_id: source.memory_id for source in memory.bank.sources([1, 2, 3])}
     of = dict(zip((ids["old"], ids["new"], ids["rivers"]), likelihoods, strict=True))
 
-    def in_order(_, hits):
+    def in_order(hits, *_):
         return [sorted(own, key=lambda hit: hit.memory_id) for own in hits]
 
     def read(*_, **__):
@@ -86,7 +86,7 @@ def test_an_answer_reads_the_later_and_shows_both(memory, monkeypatch, likelihoo
 
     alike = np.eye(3, dtype=np.float32)
     alike[0, 1] = alike[1, 0] = 0.95
-    monkeypatch.setattr(memory._finder, "_compared", in_order)
+    monkeypatch.setattr(memory._finder, "_ordered", in_order)
     monkeypatch.setattr(memory._finder._index, "alike", lambda _: alike)
     monkeypatch.setattr(memory.compressor, "scale", lambda: torch.tensor(0.0))
     monkeypatch.setattr(finding, "question_log_likelihoods", read)
