@@ -1,7 +1,7 @@
 """Training throughput with a roofline: operations of a step, its time, share of the ceiling.
 
-    python benchmarks/training_throughput.py --data DATA --device cuda --profile
-    python benchmarks/training_throughput.py --data DATA --device cuda --rectangles --no-compile
+    python benchmarks/training_throughput.py --data DATA --profile
+    python benchmarks/training_throughput.py --data DATA --attention flash --no-compile
 
 The step is the loop's own, on the recipe's batches. Operations are those that the method needs:
 2 · weights · tokens for every product with a matrix, in the compressor's pass forward, for the
@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 from inference_compressing import matrix_weights, operations_a_pair
-from inference_timing import matrix_rate, profiled, spread
+from inference_timing import matrix_rate, profiled
 
-from cmt.attention import Packing
+from cmt.attention import Packing, varlen
 from cmt.attention.varlen import VariableLength
 from cmt.base_model import BaseModel
 from cmt.commands.train import read_texts
@@ -84,8 +84,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.extra is None:
         batch_config = replace(batch_config, extra=0, more_questions=0)
     config = replace(config, batch=batch_config, compile=config.compile and not options.no_compile)
-    if options.rectangles:
+    if options.attention == "rectangles":
         VariableLength.serves = staticmethod(lambda query: False)  # type: ignore[method-assign]
+    elif options.attention == "flash":
+        varlen.short_kernels = lambda: None
     squad = options.data / "squad" if (options.data / "squad").is_dir() else options.data
     dataset, _ = hold_out(load_squad(squad, split="train"), articles=config.held_out_articles)
     texts = list(read_texts(options.texts)) if options.texts else []
@@ -97,21 +99,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     def step(batch: TrainingBatch) -> None:
         loop._optimise(run.module, batch, run.optimizer, run.accelerator, 1e-4, config.clip_norm)
 
-    times, counted, last = [], [], None
+    counted, last, began = [], None, 0.0
     documents = config.batch.documents + config.batch.extra
     for number in range(options.warm_up + options.steps):
-        began = time.monotonic()
+        if number == options.warm_up:
+            synchronise(device)
+            began = time.monotonic()
         last = next(batches)
-        moved = move(last, device)
-        step(moved)
-        if number >= options.warm_up - 1:  # no step waits for the device but to be timed
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.monotonic() - began)
+        step(move(last, device))  # as in the loop, no step waits for the one before it
+        if number >= options.warm_up:
             counted.append(operations(base, last, aware=config.objectives.alpha > 0))
-    times, counted = times[1:], counted[1:]
+    synchronise(device)
+    seconds = (time.monotonic() - began) / options.steps
     needed = statistics.mean(sum(own.values()) for own in counted)
-    seconds = statistics.mean(times)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
     ceiling = matrix_rate(device, torch.bfloat16, 8192 if device.type == "cuda" else 512)
     result = {
@@ -119,9 +119,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "recipe": options.recipe.name,
         "batch": asdict(config.batch),
         "compiled": config.compile,
-        "attention": "rectangles" if options.rectangles or device.type == "cpu" else "varlen",
-        "steps": len(times),
-        "seconds_a_step": {"mean": seconds, **spread(times)},
+        "attention": "rectangles" if device.type == "cpu" else options.attention,
+        "steps": options.steps,
+        "seconds_a_step": seconds,
         "documents_per_second": documents / seconds,
         "tokens_a_step": len(last.compressor.tokens_N) + len(last.reading.tokens_N),
         "operations_a_step": {n: statistics.mean(own[n] for own in counted) for n in counted[0]},
@@ -135,6 +135,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -146,7 +152,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=10, help="steps before (%(default)s)")
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--rectangles", action="store_true", help="padded attention everywhere")
+    parser.add_argument(
+        "--attention", choices=("varlen", "flash", "rectangles"), default="varlen",
+        help="as in training (%(default)s), without the kernels for short segments, or padded",
+    )  # fmt: skip
     parser.add_argument("--profile", action="store_true", help="of one step")
     parser.add_argument("--commit", help="of the code, where there is no repository to ask")
     parser.add_argument("--out", type=Path)

@@ -24,12 +24,14 @@ class Group:
     Attributes:
         index_BT: Packed position of each token; padding repeats the segment's first token.
         valid_BT: False at padding.
+        tokens: Of all its segments.
         memories_BM: Which memories each segment reads; None: it reads none.
         weights_BM: Logarithm of each memory's weight, added to its attention scores.
     """
 
     index_BT: Tensor
     valid_BT: Tensor
+    tokens: int
     memories_BM: Tensor | None = None
     weights_BM: Tensor | None = None
 
@@ -62,7 +64,9 @@ def pack(lengths: Sequence[Sequence[int]], device: torch.device | str = "cpu") -
         index_BT = starts_B[:, None] + torch.where(valid_BT, places_T[None], 0)
         rows_BT = offset + torch.arange(valid_BT.numel()).view_as(valid_BT)
         inverse.append(rows_BT[valid_BT])
-        groups.append(Group(index_BT=index_BT.to(device), valid_BT=valid_BT.to(device)))
-        start += int(lengths_B.sum())
+        groups.append(
+            Group(index_BT=index_BT.to(device), valid_BT=valid_BT.to(device), tokens=sum(group))
+        )
+        start += sum(group)
         offset += valid_BT.numel()
     return Packing(groups=tuple(groups), inverse_N=torch.cat(inverse).to(device))

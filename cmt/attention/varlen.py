@@ -1,9 +1,10 @@
 """Packed attention in kernels for segments of variable length: nothing is padded.
 
 A segment's keys are `[sink; its memories; its own]`, all segments one after another in a row
-that one gather lays out. Flash attention for variable lengths aligns causality at the end, so
-that a segment's queries see everything before its own tokens. A memory's weight w is a bias
-log w on its scores; these kernels take no bias, so it rides in eight further places of the head:
+that one gather lays out. Kernels align causality at the end, so that a segment's queries see
+everything before its own tokens. Groups of short segments run in kernels of our own (`short.py`),
+the others in flash attention for variable lengths. A memory's weight w is a bias log w on its
+scores; flash attention takes no bias, so there it rides in eight further places of the head:
 q·k + log w = [q; 1; 1; 0…]·[k; hi; lo; 0…], hi + lo = log w in two half-precision numbers.
 
 Shape legend: N packed tokens, S keys of all segments in a row, B segments of a group, T longest
@@ -14,6 +15,11 @@ heads, G key/value heads, E head size.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -37,6 +43,26 @@ LOWEST = -1e4
 _GROUPED: Any = (
     {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 )
+
+
+@dataclass(kw_only=True, slots=True)
+class _Stretch:
+    """Groups side by side that the same kernels take.
+
+    Attributes:
+        tokens, keys: How many in all.
+        bounds: Where each segment begins in them, and where the last one ends.
+        longest: Most tokens and most keys of a segment.
+        weighed: Whether some memory has a weight.
+        columns: The weights, as flash attention takes them; made by the first layer.
+    """
+
+    tokens: int
+    keys: int
+    bounds: tuple[Tensor, Tensor]
+    longest: tuple[int, int]
+    weighed: bool
+    columns: Tensor | None = None
 
 
 class VariableLength:
@@ -63,13 +89,9 @@ class VariableLength:
             torch.full((len(g.index_BT),), b, device=device)
             for g, b in zip(groups, before, strict=True)
         ])  # fmt: skip
-        self._queries = _bounds(lengths)
         self._keys = _bounds(lengths + more)
-        longest = [group.index_BT.shape[1] for group in groups]
-        self._longest_query = max(longest)
-        self._longest_key = max(n + b for n, b in zip(longest, before, strict=True))
+        self._stretches = _stretches(groups, before, (_bounds(lengths), self._keys))
         self._log_weights_S: Tensor | None = None
-        self._columns: Tensor | None = None
         if self._plain:
             return
         S = N + sum(len(g.index_BT) * b for g, b in zip(groups, before, strict=True))
@@ -138,15 +160,48 @@ class VariableLength:
                 self._laid_out(own, prefix and prefix[i], sink and sink[i])
                 for i, own in enumerate((key, value))
             )
-        if self._log_weights_S is None:
-            return self._kernel(query, key, value, scaling)
-        E, G = query.shape[-1], key.shape[1]
-        if self._columns is None:
-            self._columns = _columns(self._log_weights_S / scaling, dtype)
+        if len(self._stretches) == 1:
+            return self._attend(
+                self._stretches[0], (query, key, value), self._log_weights_S, scaling
+            )
+        sizes = [stretch.tokens for stretch in self._stretches]
+        key_sizes = [stretch.keys for stretch in self._stretches]
+        weights: Sequence[Tensor | None] = [None] * len(sizes)
+        if self._log_weights_S is not None:
+            weights = self._log_weights_S.split(key_sizes)
+        parts = zip(query.split(sizes), key.split(key_sizes), value.split(key_sizes), strict=True)
+        return torch.cat([
+            self._attend(stretch, part, own, scaling)
+            for stretch, part, own in zip(self._stretches, parts, weights, strict=True)
+        ])  # fmt: skip
+
+    def _attend(
+        self,
+        stretch: _Stretch,
+        rows: tuple[Tensor, Tensor, Tensor],
+        log_weights_S: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        """Attention of some groups, each of `rows` their own."""
+        if not stretch.weighed:
+            log_weights_S = None
+        E = rows[0].shape[-1]
+        short = short_kernels()
+        if short and stretch.longest[0] <= short.LONGEST and E in short.SIZES:
+            output: Tensor = short.short_attention(
+                *rows, stretch.bounds, stretch.longest, scaling, log_weights_S
+            )
+            return output
+        if log_weights_S is None:
+            return _flash(stretch, rows, scaling)
+        if stretch.columns is None:
+            stretch.columns = _columns(log_weights_S / scaling, rows[0].dtype)
+        query, key, value = rows
         ones = functional.pad(query.new_ones(2), (0, FURTHER - 2))
         query = torch.cat([query, ones.expand(*query.shape[:2], -1)], dim=-1)
-        key = torch.cat([key, self._columns[:, None].expand(-1, G, -1)], dim=-1)
-        return self._kernel(query, key, functional.pad(value, (0, FURTHER)), scaling)[..., :E]
+        columns_SG = stretch.columns[:, None].expand(-1, key.shape[1], -1)
+        key = torch.cat([key, columns_SG], dim=-1)
+        return _flash(stretch, (query, key, functional.pad(value, (0, FURTHER))), scaling)[..., :E]
 
     def _laid_out(self, own: Tensor, memories: Tensor | None, sink: Tensor | None) -> Tensor:
         """Keys or values (N, G, E) of the segments, with what they read before them: (S, G, E)."""
@@ -158,26 +213,64 @@ class VariableLength:
         )  # fmt: skip
         return laid
 
-    def _kernel(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        output = varlen_attn(
-            query.contiguous(),
-            key.contiguous(),
-            value.contiguous(),
-            self._queries,
-            self._keys,
-            self._longest_query,
-            self._longest_key,
-            scale=scaling,
-            window_size=(-1, 0),  # causal
-            **_GROUPED,
-        )
-        assert isinstance(output, Tensor)
-        return output
+
+def _flash(stretch: _Stretch, rows: tuple[Tensor, Tensor, Tensor], scaling: float) -> Tensor:
+    query, key, value = (part.contiguous() for part in rows)
+    output = varlen_attn(
+        query,
+        key,
+        value,
+        stretch.bounds[0],
+        stretch.bounds[1],
+        stretch.longest[0],
+        stretch.longest[1],
+        scale=scaling,
+        window_size=(-1, 0),  # causal
+        **_GROUPED,
+    )
+    assert isinstance(output, Tensor)
+    return output
 
 
 def half(dtype: torch.dtype) -> torch.dtype:
     """The type that attention computes in: autocast's where it is on, else the queries' own."""
     return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else dtype
+
+
+def _stretches(
+    groups: Sequence[Group], before: Sequence[int], bounds: tuple[Tensor, Tensor]
+) -> list[_Stretch]:
+    """Groups side by side, long ones and short ones apart; `before` are keys before their own."""
+    short = short_kernels()
+    longest = short.LONGEST if short else 0
+    made, segment = [], 0
+    pairs = zip(groups, before, strict=True)
+    for _, some in groupby(pairs, lambda pair: pair[0].index_BT.shape[1] <= longest):
+        own = list(some)
+        segments = sum(len(group.index_BT) for group, _ in own)
+        place = slice(segment, segment + segments + 1)
+        lengths = [(group.index_BT.shape[1], more) for group, more in own]
+        made.append(_Stretch(
+            tokens=sum(group.tokens for group, _ in own),
+            keys=sum(group.tokens + len(group.index_BT) * more for group, more in own),
+            bounds=(
+                bounds[0][place] - bounds[0][segment], bounds[1][place] - bounds[1][segment]
+            ),
+            longest=(max(n for n, _ in lengths), max(n + more for n, more in lengths)),
+            weighed=any(group.weights_BM is not None for group, _ in own),
+        ))  # fmt: skip
+        segment += segments
+    return made
+
+
+@cache
+def short_kernels() -> ModuleType | None:
+    """Kernels for short segments; None where there is no Triton."""
+    try:
+        from cmt.attention import short
+    except ImportError:
+        return None
+    return short
 
 
 def _read(group: Group, memories: Tensor | None) -> int:

@@ -56,9 +56,9 @@ def test_throughput_of_training(folder: Path) -> None:
     assert result["attention"] == "rectangles"
     assert str(folder) not in json.dumps(result)
     needed = sum(result["operations_a_step"].values())
-    assert result["rate"] == pytest.approx(needed / result["seconds_a_step"]["mean"])
+    assert result["rate"] == pytest.approx(needed / result["seconds_a_step"])
     assert result["share_of_ceiling"] == pytest.approx(result["rate"] / result["ceiling"])
-    assert result["documents_per_second"] == pytest.approx(4 / result["seconds_a_step"]["mean"])
+    assert result["documents_per_second"] == pytest.approx(4 / result["seconds_a_step"])
     assert result["profile"]["operators"]
 
 

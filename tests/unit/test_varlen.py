@@ -7,11 +7,13 @@ is tested is how keys, memories, sink and weights are laid out, forward and back
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cmt.attention import Packing, pack, varlen
 from cmt.attention.rectangles import Rectangles
@@ -39,17 +41,31 @@ def loop(
     assert enable_gqa
     assert int(queries.diff().max()) == longest_query
     assert int(keys.diff().max()) == longest_key
+    return by_segment(query, key, value, (queries, keys), scale)
+
+
+def by_segment(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Sequence[Tensor],
+    scale: float,
+    biases: Tensor | None = None,
+) -> Tensor:
+    """Causal attention, aligned at the end, a segment at a time."""
+    queries, keys = bounds
+    shared = query.shape[1] // key.shape[1]
     outputs = []
     for place in range(len(queries) - 1):
+        own = slice(keys[place], keys[place + 1])
         q = query[queries[place] : queries[place + 1]].transpose(0, 1)
-        k, v = (
-            part[keys[place] : keys[place + 1]].transpose(0, 1).repeat_interleave(H // G, 0)
-            for part in (key, value)
-        )
+        k, v = (part[own].transpose(0, 1).repeat_interleave(shared, 0) for part in (key, value))
         hidden = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool)
         hidden = hidden.triu(k.shape[1] - q.shape[1] + 1)
-        scores = (q @ k.transpose(1, 2) * scale).masked_fill(hidden, -torch.inf)
-        outputs.append((scores.softmax(-1) @ v).transpose(0, 1))
+        scores = q @ k.transpose(1, 2) * scale
+        if biases is not None:
+            scores = scores + biases[own]
+        outputs.append((scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(0, 1))
     return torch.cat(outputs)
 
 
@@ -145,13 +161,18 @@ def test_serves_only_what_the_kernels_take() -> None:
 
 
 @cuda
+@pytest.mark.parametrize("short", [True, False])
 @pytest.mark.parametrize(
     ("packing", "memories", "sink"),
     [pytest.param(*rest, id=name) for name, *rest in layouts()],
 )
-def test_the_kernels_equal_rectangles(packing: Packing, memories: int, sink: bool) -> None:
+def test_the_kernels_equal_rectangles(
+    packing: Packing, memories: int, sink: bool, short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cmt.tensors import move
 
+    if not short:
+        monkeypatch.setattr(varlen, "short_kernels", lambda: None)
     moved = move(packing, "cuda")
     for group in moved.groups:
         if group.weights_BM is not None:
@@ -161,3 +182,61 @@ def test_the_kernels_equal_rectangles(packing: Packing, memories: int, sink: boo
     for mine, other in zip(ours, theirs, strict=True):
         difference = (mine.float() - other.float()).norm() / other.float().norm()
         assert difference < 2e-2
+
+
+def short_attention(*arguments: object) -> Tensor:
+    """The kernels for short segments, interpreted on a CPU (`tests/conftest.py`)."""
+    pytest.importorskip("triton", reason="needs Triton")
+    from cmt.attention import short
+
+    return short.short_attention(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("heads", [(6, 2), (4, 4), (9, 3)])
+def test_short_kernels_equal_a_loop(biased: bool, heads: tuple[int, int]) -> None:
+    own_heads, shared_heads = heads
+    tokens, keys = [5, 18, 40, 1], [5, 51, 90, 33]
+    bounds = [
+        functional.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int() for lengths in (tokens, keys)
+    ]
+    random = torch.Generator().manual_seed(0)
+    query = torch.randn(own_heads, sum(tokens), 16, generator=random).transpose(0, 1)
+    key, value = torch.randn(2, sum(keys), shared_heads, 16, generator=random)
+    biases = torch.randn(sum(keys), generator=random) if biased else None
+    leaves = [part.requires_grad_() for part in (query, key, value, biases) if part is not None]
+    weight = torch.randn(sum(tokens), own_heads, 16, generator=random)
+    results = []
+    for output in (
+        short_attention(query, key, value, tuple(bounds), (40, 90), 0.25, biases),
+        by_segment(query, key, value, bounds, 0.25, biases),
+    ):
+        results.append([output, *torch.autograd.grad((output * weight).sum(), leaves)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("packing", "memories", "sink"),
+    [pytest.param(*rest, id=name) for name, *rest in layouts()],
+)
+def test_short_and_long_groups_in_one_pass(
+    kernels: None,
+    packing: Packing,
+    memories: int,
+    sink: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton", reason="needs Triton")
+    from cmt.attention import short
+
+    monkeypatch.setattr(varlen, "short_kernels", lambda: short)
+    monkeypatch.setattr(short, "LONGEST", 6)
+    for ours, theirs in zip(*compared(packing, memories, sink, width=16), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+def test_without_triton_every_group_is_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cmt.attention.short", None)
+    monkeypatch.delattr("cmt.attention.short", raising=False)
+    assert varlen.short_kernels.__wrapped__() is None
