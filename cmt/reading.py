@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cmt.attention import LayerKV, PackedPass, Packing, pack
 from cmt.base_model import BaseModel
+from cmt.tokens import token_ids
 
 QUESTION_PREFIX = "Question:"
 ANSWER_PREFIX = "\nAnswer:"
@@ -26,14 +27,18 @@ def question_tokens(tokenizer: Any, questions: Sequence[str]) -> list[list[int]]
     r"""Token ids of ``Question: …\nAnswer:`` for each question, read and matched alike."""
     before = tokenizer(QUESTION_PREFIX, add_special_tokens=False)["input_ids"]
     after = tokenizer(ANSWER_PREFIX, add_special_tokens=False)["input_ids"]
-    stripped = [" " + question.strip() for question in questions]
-    middles = tokenizer(stripped, add_special_tokens=False)["input_ids"] if stripped else []
+    middles = token_ids(tokenizer, [" " + question.strip() for question in questions])
     return [before + middle + after for middle in middles]
 
 
 def opening_tokens(tokenizer: Any) -> int:
     """How many tokens of `question_tokens` come before the question's own."""
     return len(tokenizer(QUESTION_PREFIX, add_special_tokens=False)["input_ids"])
+
+
+def closing_tokens(tokenizer: Any) -> int:
+    """How many tokens of `question_tokens` come after the question's own."""
+    return len(tokenizer(ANSWER_PREFIX, add_special_tokens=False)["input_ids"])
 
 
 def reading_start(max_piece_tokens: int) -> int:

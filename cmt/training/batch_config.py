@@ -28,6 +28,8 @@ class BatchConfig:
             the questions that these answer.
         joined_share: Share of the documents that are joined with a neighbour, where both are
             short, with the questions of both.
+        dropped_share: Share of each question's own tokens that are left out where it is matched,
+            not where it is read, so that it can't be known by heart.
         asked: Whether questions that read one memory are to be predicted from it too.
         size_shares: How often a step compresses into each of the compressor's `sizes`, as shares
             of all steps; (): each as often as any other.
@@ -45,6 +47,7 @@ class BatchConfig:
     several_share: float = 0.5
     most_memories: int = 4
     max_answer_tokens: int = 24
+    dropped_share: float = 0.0
     asked: bool = False
     size_shares: tuple[float, ...] = ()
 
@@ -63,9 +66,10 @@ class BatchConfig:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InputError(f"expected {name} of at least {bound}, got {getattr(self, name)}")
-        for name in ("retold_share", "several_share", "cropped_share", "joined_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"expected {name} from 0 to 1, got {getattr(self, name)}")
+        for name in ("retold", "several", "cropped", "joined", "dropped"):
+            share = getattr(self, f"{name}_share")
+            if not 0 <= share <= 1:
+                raise InputError(f"expected {name}_share from 0 to 1, got {share}")
         if self.cropped_share + self.joined_share > 1:
             raise InputError(
                 f"expected cropped_share and joined_share of at most 1 together, "

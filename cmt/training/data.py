@@ -22,11 +22,13 @@ from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
 from cmt.reading import (
     ReadInput,
+    closing_tokens,
     opening_tokens,
     prepare_reading,
     question_tokens,
     reading_start,
 )
+from cmt.tokens import token_ids
 from cmt.training.batch_config import BatchConfig
 from cmt.training.sources import Epochs, with_extra
 from cmt.training.variants import Cut, Variants
@@ -126,24 +128,22 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
             )
 
     def _tokenise(self, dataset: QADataset, tokenizer: Any, texts: Sequence[str]) -> None:
-        def ids(strings: list[str]) -> list[list[int]]:
-            return tokenizer(strings, add_special_tokens=False)["input_ids"] if strings else []
-
         passages = [document.text for document in dataset.documents]
         limit = self.max_piece_tokens
-        self.documents = [tokens[:limit] for tokens in ids(passages + list(texts))]
+        self.documents = [tokens[:limit] for tokens in token_ids(tokenizer, passages + list(texts))]
         for number, tokens in enumerate(self.documents):
             if not tokens:
                 raise InputError(f"expected a token in every document, got none in no. {number}")
         self.first_text = len(passages)
         self.opening = opening_tokens(tokenizer)
+        self.closing = closing_tokens(tokenizer)
         self.questions = question_tokens(tokenizer, [q.text for q in dataset.questions])
         shortest = [" " + min(q.answers, key=len) for q in dataset.questions]
         end = tokenizer.eos_token_id
         if end is None:
             raise InputError("expected a tokenizer with an end token to end answers, got none")
         cut = self.config.max_answer_tokens
-        self.answers = [[*tokens[:cut], end] for tokens in ids(shortest)]
+        self.answers = [[*tokens[:cut], end] for tokens in token_ids(tokenizer, shortest)]
 
     def _group_questions(self, dataset: QADataset, documents: int, questions: int) -> None:
         """Questions by document and documents by article; the first so many are the corpus's."""
@@ -196,6 +196,15 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
             drawn += [int(number) for number in rng.permutation(further)[: config.more_questions]]
         return drawn
 
+    def _thinned(self, question: list[int], rng: np.random.Generator) -> list[int]:
+        """The question without some of its own tokens; what is written around them stays."""
+        end = len(question) - self.closing
+        kept = rng.random(end - self.opening) >= self.config.dropped_share
+        own = [
+            token for token, keep in zip(question[self.opening : end], kept, strict=True) if keep
+        ]
+        return question[: self.opening] + own + question[end:]
+
     def __getitem__(self, step: int) -> TrainingBatch:
         """Batch of a step."""
         config = self.config
@@ -222,8 +231,11 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
         tokens = [cut.tokens for cut in cuts] + [self.documents[i] for i in drawn[bearing:]]
         questions = [self.questions[number] for _, number in asked]
         answers = [self.answers[number] for _, number in asked]
+        matched = questions
+        if config.dropped_share:
+            matched = [self._thinned(question, rng) for question in questions]
         return TrainingBatch(
-            compressor=prepare(tokens, questions, self._memory_tokens(step)),
+            compressor=prepare(tokens, matched, self._memory_tokens(step)),
             reading=prepare_reading(
                 [questions[:single], questions[single:]],
                 [answers[:single], answers[single:]],

@@ -15,6 +15,7 @@ import numpy as np
 from cmt.datasets.qa import QADataset
 from cmt.datasets.sentences import Span, sentence_spans
 from cmt.metrics import shortest
+from cmt.tokens import token_ids
 
 TRIES = 4  # windows drawn until one holds an answer
 FEWEST_SENTENCES = 2  # of a window: a question is seldom understood from one
@@ -140,7 +141,7 @@ class Variants:
 def _tokenised(texts: list[str], tokenizer: Any) -> list[_Sentences]:
     spans = [sentence_spans(text) for text in texts]
     alone = [text[a:b] for text, own in zip(texts, spans, strict=True) for a, b in own]
-    alone_ids = iter(tokenizer(alone, add_special_tokens=False)["input_ids"])
+    alone_ids = iter(token_ids(tokenizer, alone))
     whole = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     found = []
     for own, ids, offsets in zip(spans, whole["input_ids"], whole["offset_mapping"], strict=True):

@@ -10,7 +10,7 @@ import torch
 
 from cmt.datasets.qa import QADataset, Question
 from cmt.errors import InputError
-from cmt.reading import question_tokens
+from cmt.reading import closing_tokens, opening_tokens, question_tokens
 from cmt.records import Document
 from cmt.training.data import BatchConfig, TrainingBatch, TrainingData
 from tests import small, tiny
@@ -242,6 +242,7 @@ def test_a_tokenizer_without_an_end() -> None:
         ({"max_answer_tokens": 0}, "max_answer_tokens of at least 1, got 0"),
         ({"retold_share": 1.1}, "retold_share from 0 to 1, got 1.1"),
         ({"several_share": -0.1}, "several_share from 0 to 1, got -0.1"),
+        ({"dropped_share": 1.1}, "dropped_share from 0 to 1, got 1.1"),
     ],
 )
 def test_a_batch_without_sense(settings: dict[str, Any], message: str) -> None:
@@ -293,3 +294,31 @@ def test_shares_without_sense(shares: tuple[float, ...]) -> None:
 def test_shares_that_do_not_fit_the_sizes() -> None:
     with pytest.raises(InputError, match=r"one of size_shares for each memory size \(\(2, 4\)\)"):
         data(batch={"size_shares": (1.0,)}, memory_sizes=(2,))
+
+
+def matched(batch: TrainingBatch) -> list[list[int]]:
+    """The tokens that questions are matched by."""
+    tokens, places = batch.compressor.tokens_N, batch.compressor.question_tokens
+    return [part.tolist() for part in tokens[places].split(batch.compressor.question_lengths)]
+
+
+def test_questions_are_matched_without_some_tokens_and_read_whole() -> None:
+    whole = data()[3]
+    thinned = data(batch={"dropped_share": 0.5})[3]
+    assert same(thinned.reading, whole.reading)
+    opening, closing = opening_tokens(TOKENIZER), closing_tokens(TOKENIZER)
+    fewer = 0
+    for part, full in zip(matched(thinned), matched(whole), strict=True):
+        assert part[:opening] == full[:opening]
+        assert part[-closing:] == full[-closing:]
+        rest = iter(full[opening:-closing])
+        assert all(token in rest for token in part[opening:-closing]), "in their order"
+        fewer += len(full) - len(part)
+    assert fewer > 0
+
+
+def test_a_question_of_which_nothing_is_left_is_matched_by_its_frame() -> None:
+    batch = data(batch={"dropped_share": 1.0})[0]
+    frame = question_tokens(TOKENIZER, ["x"])[0]
+    opening, closing = opening_tokens(TOKENIZER), closing_tokens(TOKENIZER)
+    assert matched(batch) == [frame[:opening] + frame[-closing:]] * len(batch.positives_Q)
