@@ -51,14 +51,13 @@ class Job:
 STREAM = ("--parts", "stream")
 PASS = ("--parts", "stream", "retention")
 WHOLE = ("--parts", "stream", "retention", "robustness", "--shares", "0", "1")
-FEWER = ("--validation-documents", "100")
 ABLATED = (*STREAM, "--no-forgetting")
 
 SETTINGS = {"spans": {"salient_spans"}, "dense_model": {"dense_top1"}}
 """What is told to some rows only."""
 
 
-def with_costs(*jobs: Job, more: tuple[str, ...] = ()) -> tuple[Job, ...]:
+def with_costs(*jobs: Job) -> tuple[Job, ...]:
     """The jobs, and at their end one that measures what each of their rows costs."""
     results = [
         (row, [word for word in job.options if word in ("stream", "retention", "robustness")])
@@ -67,7 +66,7 @@ def with_costs(*jobs: Job, more: tuple[str, ...] = ()) -> tuple[Job, ...]:
     ]
     costs = Job(
         rows=tuple(row for row, _ in results),
-        options=("--parts", "costs", *more),
+        options=("--parts", "costs"),
         after=tuple(f"{row}-{parts[-1]}" for row, parts in results),
         timed=True,
         trains=max(job.trains for job in jobs),
@@ -93,10 +92,9 @@ JOBS: dict[str, tuple[Job, ...]] = {
         Job(rows=("mac_hierarchical",), options=STREAM, trains=1, after=("mac-robustness",)),
     ),
     "gradient": with_costs(
-        Job(rows=("uniform",), options=(*PASS, *FEWER), trains=2),
-        *(Job(rows=(row,), options=(*PASS, *FEWER), trains=2, after=("uniform-choice",))
+        Job(rows=("uniform",), options=PASS, trains=2),
+        *(Job(rows=(row,), options=PASS, trains=2, after=("uniform-choice",))
           for row in ("salient_spans", "camels")),
-        more=FEWER,
     ),
     "text": with_costs(
         Job(rows=("closed_book", "gold_text"), options=STREAM),
