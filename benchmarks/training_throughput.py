@@ -89,7 +89,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     elif options.attention == "flash":
         varlen.short_kernels = lambda: None
     squad = options.data / "squad" if (options.data / "squad").is_dir() else options.data
-    dataset, _ = hold_out(load_squad(squad, split="train"), articles=config.held_out_articles)
+    dataset = load_squad(squad, split="train")
+    if config.held_out_articles:
+        dataset, _ = hold_out(dataset, articles=config.held_out_articles)
     texts = list(read_texts(options.texts)) if options.texts else []
     extra = load_jsonl(options.extra, strict=False) if options.extra else None
     run = loop._set_up(config, dataset, extra, texts)

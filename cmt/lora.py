@@ -129,9 +129,9 @@ class Lora(nn.Module):
             B = torch.stack([layer.lora_B[_ADAPTER].weight for layer in layers])
             deltas = torch.bmm(B, A) * layers[0].scaling[_ADAPTER]
             deltas = deltas.transpose(1, 2) if transposed else deltas
-            for number, layer, delta in zip(numbers, layers, deltas.unbind(), strict=True):
-                weight = layer.get_base_layer().weight
-                merged[number] = (weight + delta.to(weight.dtype)).to(dtype or weight.dtype)
+            weights = torch.stack([layer.get_base_layer().weight for layer in layers])
+            sums = (weights + deltas.to(weights.dtype)).to(dtype or weights.dtype)
+            merged |= zip(numbers, sums.unbind(), strict=True)
         return [merged[number] for number in range(len(self._layers))]
 
 

@@ -20,6 +20,8 @@ def compile_layers(base: BaseModel, compressor: Compressor) -> None:
     # does nothing for dynamic shapes but fail on them (torch 2.11)
     torch._inductor.config.triton.coalesce_tiling_analysis = False
     torch._dynamo.config.cache_size_limit = 64
+    # two graphs a layer, not four: what is left out is deep in it, and the host is the bottleneck
+    torch._dynamo.config.nested_graph_breaks = True
     AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(packed_attention))
     compressor.lora.compiled = True
     for layer in base.layers:
