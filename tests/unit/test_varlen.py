@@ -187,6 +187,8 @@ def test_the_kernels_equal_rectangles(
 def short_attention(*arguments: object) -> Tensor:
     """The kernels for short segments, interpreted on a CPU (`tests/conftest.py`)."""
     pytest.importorskip("triton", reason="needs Triton")
+    if torch.cuda.is_available():
+        pytest.skip("interpreted where there is no GPU")
     from cmt.attention import short
 
     return short.short_attention(*arguments)  # type: ignore[arg-type]
@@ -228,6 +230,8 @@ def test_short_and_long_groups_in_one_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("triton", reason="needs Triton")
+    if torch.cuda.is_available():
+        pytest.skip("interpreted where there is no GPU")
     from cmt.attention import short
 
     monkeypatch.setattr(varlen, "short_kernels", lambda: short)
