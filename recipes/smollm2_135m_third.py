@@ -1,4 +1,4 @@
-"""The shipped compressor's third run: longer, with harder negatives and questions thinned.
+"""A third run for the shipped compressor, to be measured: longer, with harder negatives and questions thinned.
 
 In the second run (`smollm2_135m_further.py`) 99.5% of the questions found their document among the
 192 of a batch, while one in six of SQuAD dev's did not find it among 2,067: matching had nothing
@@ -18,7 +18,7 @@ from cmt.training import BatchConfig, ObjectiveConfig, TrainingConfig
 
 
 def recipe() -> TrainingConfig:
-    """The run whose result is in `cmt/checkpoints/smollm2-135m`; docs/LOG.md says what came out."""
+    """A run begun from the shipped checkpoint; docs/LOG.md says how far it came."""
     return TrainingConfig(
         base_model="smollm2-135m",
         held_out_articles=20,
