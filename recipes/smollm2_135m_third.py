@@ -1,4 +1,4 @@
-"""A third run for the shipped compressor, to be measured: longer, with harder negatives and questions thinned.
+"""A third run for the shipped compressor, to be measured: harder negatives, thinned questions.
 
 In the second run (`smollm2_135m_further.py`) 99.5% of the questions found their document among the
 192 of a batch, while one in six of SQuAD dev's did not find it among 2,067: matching had nothing

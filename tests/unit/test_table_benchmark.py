@@ -58,18 +58,18 @@ def table(folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], 
 def test_jobs_wait_for_what_they_build_on(tmp_path: Path) -> None:
     ran, order = table(tmp_path, "--only", "gradient", "--steps", "7")
     assert ran.returncode == 0, ran.stderr
-    assert order[0] == "uniform stream retention 100 14"
+    assert order[0] == "uniform stream retention 14"
     assert sorted(order[1:3]) == [
-        "camels stream retention 100 14", "salient_spans stream retention 100 14",
+        "camels stream retention 14", "salient_spans stream retention 100 14",
     ]  # fmt: skip
-    assert order[3:] == ["uniform salient_spans camels costs 100 14"]
+    assert order[3:] == ["uniform salient_spans camels costs 14"]
 
 
 def test_a_group_has_steps_of_its_own(tmp_path: Path) -> None:
     groups = ("--only", "gradient", "--only", "peers")
     ran, order = table(tmp_path, *groups, "--steps", "7", "--lane-steps", "gradient=5")
     assert ran.returncode == 0, ran.stderr
-    assert "uniform stream retention 100 10" in order
+    assert "uniform stream retention 10" in order
     assert "mac stream retention robustness 0 1 7" in order
     ran, _ = table(tmp_path, "--lane-steps", "gradients=5")
     assert ran.returncode == 2
@@ -118,7 +118,7 @@ def test_results_of_another_commit_are_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "uniform-choice-0-older.json").write_text("{}")
     _, order = table(tmp_path, "--only", "gradient", "--commit", "abc1234")
-    assert order[0] == "uniform stream retention 100 1000"
+    assert order[0] == "uniform stream retention 1000"
     assert (tmp_path / "out" / "camels-costs-0-abc1234.json").exists()
 
 
