@@ -60,7 +60,7 @@ def test_jobs_wait_for_what_they_build_on(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert order[0] == "uniform stream retention 14"
     assert sorted(order[1:3]) == [
-        "camels stream retention 14", "salient_spans stream retention 100 14",
+        "camels stream retention 14", "salient_spans stream retention 14",
     ]  # fmt: skip
     assert order[3:] == ["uniform salient_spans camels costs 14"]
 
