@@ -184,6 +184,7 @@ class BaseModel:
                 use_cache=False,
                 packed=run,
             )
+        run.finish()
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 

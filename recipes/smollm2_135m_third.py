@@ -50,6 +50,6 @@ def recipe() -> TrainingConfig:
         learning_rate=7e-4,
         compile=True,
         workers=12,
-        save_every=0,
+        save_every=500,
         log_every=25,
     )

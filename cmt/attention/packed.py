@@ -84,6 +84,17 @@ class PackedPass:
             self._way = kind(self.packing, memories, self.sink is not None, query.dtype)
         return self._way
 
+    def finish(self) -> None:
+        """Let go of what only the pass needs.
+
+        A pass and its layers refer to each other. Left to the garbage collector, which looks at
+        old objects seldom where there are many of them (a tokenised corpus), passes that are over
+        would fill the device with what they captured.
+        """
+        self._way = None
+        for layer in self.layers:
+            layer.run = None
+
     @property
     def captured(self) -> list[LayerKV]:
         """Keys and values at `capture`, a pair for every layer."""
@@ -97,11 +108,12 @@ class LayerPass:
     """One layer's part of a pass.
 
     Attributes:
+        run: The pass; None when it is over.
         captured: Keys and values at the positions to capture, each (positions, G, E); after
             the pass.
     """
 
-    run: PackedPass
+    run: PackedPass | None
     place: int
     captured: LayerKV | None = None
 
@@ -126,6 +138,7 @@ def packed_attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
     run, place = packed.run, packed.place
+    assert run is not None, "the pass is over"
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     if run.capture is not None:
         packed.captured = key[run.capture], value[run.capture]

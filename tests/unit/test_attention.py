@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -254,3 +256,18 @@ def test_bfloat16_masks_are_finite() -> None:
     way = packed.way(states(8)[0])
     assert isinstance(way, Rectangles)
     assert all(mask is not None and mask.isfinite().all() for mask in way.masks)
+
+
+def test_what_a_pass_captured_is_gone_with_it() -> None:
+    base, places = tiny.base_model(), torch.arange(3)
+    gc.collect()
+    gc.disable()  # nothing may have to wait for it
+    try:
+        over = PackedPass(packing=pack([[3]]), capture=places)
+        base.run_packed(base.embed(places), places, over)
+        captured = weakref.ref(over.captured[0][0])
+        assert captured() is not None
+        del over
+        assert captured() is None
+    finally:
+        gc.enable()
