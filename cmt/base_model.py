@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from cmt import weights
-from cmt.attention import IMPLEMENTATION, LayerKV, PackedPass, any_shape, pack
+from cmt.attention import IMPLEMENTATION, LayerKV, LayerPass, PackedPass, any_shape, pack
 from cmt.errors import ModelError
 from cmt.model_structure import decoder_layers, dimensions, sliding_window
 
@@ -184,7 +184,6 @@ class BaseModel:
                 use_cache=False,
                 packed=run,
             )
-        run.finish()
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
@@ -202,8 +201,8 @@ class BaseModel:
                 f"which fails: {error}"
             ) from error
         expected = (3, self.dimensions.kv_heads, self.dimensions.head_size)
-        for layer in run.layers:
-            found = [tuple(part.shape) for part in layer.captured or ()]
+        for pair in run.handed_back:
+            found = [tuple(part.shape) for part in pair or ()]
             if found != [expected] * 2:
                 raise ModelError(
                     f"expected keys and values of {expected[1]} heads of size {expected[2]} in "
@@ -253,6 +252,6 @@ def _hand_over(place: int) -> Any:
         run = kwargs.get("packed")
         if not isinstance(run, PackedPass):
             return None
-        return args, {**kwargs, "packed": run.layers[place]}
+        return args, {**kwargs, "packed": LayerPass(run=run, place=place)}
 
     return hook

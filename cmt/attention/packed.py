@@ -62,19 +62,20 @@ class PackedPass:
         prefix: A layer's memories, keys and values each (D, K, G, E), for every layer.
         sink: A layer's attention sink, each (1, G, E), for every layer.
         capture: Packed positions whose keys and values every layer hands back.
+        handed_back: Those, each (positions, G, E), by layer; None of a layer that hasn't run.
     """
 
     packing: Packing
     prefix: Sequence[LayerKV] | None = None
     sink: Sequence[LayerKV] | None = None
     capture: Tensor | None = None
-    layers: list[LayerPass] = field(default_factory=list)
+    handed_back: list[LayerKV | None] = field(default_factory=list)
     _way: Way | None = None
 
     def start(self, layers: int) -> None:
         """Make ready for a pass."""
         self._way = None
-        self.layers = [LayerPass(run=self, place=place) for place in range(layers)]
+        self.handed_back = [None] * layers
 
     def way(self, query: Tensor) -> Way:
         """How queries like this one attend, chosen by the first layer for all of them."""
@@ -84,38 +85,24 @@ class PackedPass:
             self._way = kind(self.packing, memories, self.sink is not None, query.dtype)
         return self._way
 
-    def finish(self) -> None:
-        """Let go of what only the pass needs.
-
-        A pass and its layers refer to each other. Left to the garbage collector, which looks at
-        old objects seldom where there are many of them (a tokenised corpus), passes that are over
-        would fill the device with what they captured.
-        """
-        self._way = None
-        for layer in self.layers:
-            layer.run = None
-
     @property
     def captured(self) -> list[LayerKV]:
         """Keys and values at `capture`, a pair for every layer."""
-        pairs = [layer.captured for layer in self.layers]
-        assert all(pair is not None for pair in pairs), "the pass has not run"
-        return [pair for pair in pairs if pair is not None]
+        assert None not in self.handed_back, "the pass has not run"
+        return [pair for pair in self.handed_back if pair is not None]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LayerPass:
     """One layer's part of a pass.
 
-    Attributes:
-        run: The pass; None when it is over.
-        captured: Keys and values at the positions to capture, each (positions, G, E); after
-            the pass.
+    The pass knows nothing of it: referring to each other, both would stay, with all that was
+    captured and its graph, until Python's garbage collector looks at old objects, which it does
+    seldom where there are many (a tokenised corpus).
     """
 
-    run: PackedPass | None
+    run: PackedPass
     place: int
-    captured: LayerKV | None = None
 
 
 def packed_attention(
@@ -138,10 +125,9 @@ def packed_attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
     run, place = packed.run, packed.place
-    assert run is not None, "the pass is over"
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     if run.capture is not None:
-        packed.captured = key[run.capture], value[run.capture]
+        run.handed_back[place] = key[run.capture], value[run.capture]
     output_NHE = run.way(query).attend(
         (query, key, value),
         None if run.prefix is None else run.prefix[place],

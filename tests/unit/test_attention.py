@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmt.attention import PackedPass, Packing, pack, packed_attention
+from cmt.attention import LayerPass, PackedPass, Packing, pack, packed_attention
 from cmt.attention.rectangles import Rectangles, _ToRectangle, _ToRow
 from tests import small, tiny
 
@@ -37,7 +37,9 @@ def states(tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 def run(packed: PackedPass, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Output of one layer, (N, H, E)."""
     packed.start(1)
-    output, _ = packed_attention(Module(), query, key, value, None, packed=packed.layers[0])
+    output, _ = packed_attention(
+        Module(), query, key, value, None, packed=LayerPass(run=packed, place=0)
+    )
     return output[0]
 
 
