@@ -17,7 +17,10 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return found
     backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # which an earlier call may have set; every call sets its own
-    backend.no_padding()
+    # what an earlier call set; each call of the tokenizer sets its own
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
     encoded = backend.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in encoded]

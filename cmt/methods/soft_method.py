@@ -23,6 +23,7 @@ from cmt.methods.answering import AnswerConfig, generated
 from cmt.methods.method import Reply, Stored
 from cmt.methods.soft_memory import READING_START, SoftMemory, pooled
 from cmt.records import Document
+from cmt.tokens import token_ids
 
 FOUND = 5  # documents told for R@5
 MOST_STATES = 2_000_000  # K tokens a question and group, each W wide, while a bank is aggregated
@@ -157,7 +158,7 @@ class SoftMethod:
         if not documents:
             return iter(())
         texts = [document.text for document in documents]
-        tokens = self.module.base.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        tokens = token_ids(self.module.base.tokenizer, texts)
         return self._compressed([own[: self._config.max_document_tokens] for own in tokens])
 
     def remembered(self) -> Tensor:

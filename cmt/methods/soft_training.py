@@ -21,6 +21,7 @@ from cmt.methods.tuned_copy import answer_tokens
 from cmt.objectives import answer_cross_entropy, memory_aware_cross_entropy, self_matching_loss
 from cmt.reading import prepare_reading, read
 from cmt.tensors import move
+from cmt.tokens import token_ids
 
 Remember = Callable[[Tensor], tuple[Tensor, Tensor]]
 """What the bank makes of memories (D, K, W): the memories as they are read, and a loss."""
@@ -61,7 +62,7 @@ class SoftTraining:
         self._reader, self._remember = reader or module.base, remember
         tokenizer = module.base.tokenizer
         texts = [document.text for document in dataset.documents]
-        tokens = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        tokens = token_ids(tokenizer, texts)
         self._documents = [own[: config.max_document_tokens] for own in tokens]
         self._questions = module.questions([q.text for q in dataset.questions])
         self._answers = answer_tokens(

@@ -25,6 +25,7 @@ from cmt.methods.fitting import fit
 from cmt.methods.materials import Materials
 from cmt.reading import prepare_reading, question_tokens, read
 from cmt.tensors import move
+from cmt.tokens import token_ids
 
 
 def copy_of(base: BaseModel) -> BaseModel:
@@ -83,7 +84,7 @@ def answer_tokens(
     if end is None:
         raise InputError("expected a tokenizer with an end token to end answers, got none")
     texts = [" " + min(own, key=len) for own in answers]
-    tokens = reader.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    tokens = token_ids(reader.tokenizer, texts)
     return [[*own[:most], end] for own in tokens]
 
 
