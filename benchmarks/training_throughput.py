@@ -17,7 +17,6 @@ import argparse
 import json
 import runpy
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from cmt.attention.varlen import VariableLength
 from cmt.base_model import BaseModel
 from cmt.commands.train import read_texts
 from cmt.datasets import hold_out, load_jsonl, load_squad
+from cmt.evaluation.costs import metered
 from cmt.evaluation.results import stamp
 from cmt.tensors import move
 from cmt.training import loop
@@ -101,18 +101,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     def step(batch: TrainingBatch) -> None:
         loop._optimise(run.module, batch, run.optimizer, run.accelerator, 1e-4, config.clip_norm)
 
-    counted, last, began = [], None, 0.0
+    counted, last = [], None
     documents = config.batch.documents + config.batch.extra
-    for number in range(options.warm_up + options.steps):
-        if number == options.warm_up:
-            synchronise(device)
-            began = time.monotonic()
-        last = next(batches)
-        step(move(last, device))  # as in the loop, no step waits for the one before it
-        if number >= options.warm_up:
+    for _ in range(options.warm_up):
+        step(move(next(batches), device))
+    with metered(device) as cost:  # as in the loop, no step waits for the one before it
+        for _ in range(options.steps):
+            last = next(batches)
+            step(move(last, device))
             counted.append(operations(base, last, aware=config.objectives.alpha > 0))
-    synchronise(device)
-    seconds = (time.monotonic() - began) / options.steps
+    seconds = cost.seconds / options.steps
     needed = statistics.mean(sum(own.values()) for own in counted)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
     ceiling = matrix_rate(device, torch.bfloat16, 8192 if device.type == "cuda" else 512)
@@ -135,12 +133,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.profile:
         result["profile"] = profiled(device, lambda: step(move(last, device)))
     return result
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from cmt.attention import short_kernels as kernels
 
 LONGEST = 128
-"""Tokens of a segment up to which these kernels are the faster ones."""
+"""Most tokens of a segment that these kernels take: longer ones fill flash attention's tiles."""
 SIZES = (16, 32, 64, 128)
 """Head sizes that they take."""
 _TILE_M, _TILE_N = 64, 32  # queries and keys at a time
@@ -78,8 +78,7 @@ class _ShortAttention(torch.autograd.Function):
         grid = (len(bounds[0]) - 1, G, _tiles(longest[0] * (H // G), _TILE_M))
         kernels.forward[grid](
             query, key, value, biases_S, output, sums_NH, *bounds, *_strides(query, key, value),
-            scaling, H=H, SHARED=H // G, E=E, BIASED=biases_S is not None,
-            TILE_M=_TILE_M, TILE_N=_TILE_N, num_warps=_WARPS,
+            scaling, **_sizes(query, key, biases_S),
         )  # fmt: skip
         ctx.save_for_backward(query, key, value, biases_S, output, sums_NH, *bounds)
         ctx.longest, ctx.scaling = longest, scaling
@@ -89,26 +88,31 @@ class _ShortAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, biases_S, output, sums_NH, *bounds = ctx.saved_tensors
         (N, H, E), (S, G, _) = query.shape, key.shape
-        shared = H // G
         gradient = gradient.contiguous()
         query_gradient = query.new_empty(N, H, E)
         key_gradient, value_gradient = key.new_empty(S, G, E), key.new_empty(S, G, E)
         biases_SG = None if biases_S is None else biases_S.new_empty(S, G)
-        made = {
-            "H": H, "SHARED": shared, "E": E, "BIASED": biases_S is not None,
-            "TILE_M": _TILE_M, "TILE_N": _TILE_N, "num_warps": _WARPS,
-        }  # fmt: skip
+        sizes = _sizes(query, key, biases_S)
         given = (query, key, value, biases_S, output, gradient, sums_NH)
         rest = (*bounds, *_strides(query, key, value), ctx.scaling)
         segments = len(bounds[0]) - 1
-        kernels.backward_queries[segments, G, _tiles(ctx.longest[0] * shared, _TILE_M)](
-            *given, query_gradient, *rest, **made
+        kernels.backward_queries[segments, G, _tiles(ctx.longest[0] * (H // G), _TILE_M)](
+            *given, query_gradient, *rest, **sizes
         )
         kernels.backward_keys[segments, G, _tiles(ctx.longest[1], _TILE_N)](
-            *given, key_gradient, value_gradient, biases_SG, *rest, **made
+            *given, key_gradient, value_gradient, biases_SG, *rest, **sizes
         )
         biases = None if biases_SG is None else biases_SG.sum(1)
         return query_gradient, key_gradient, value_gradient, biases, None, None, None
+
+
+def _sizes(query: Tensor, key: Tensor, biases_S: Tensor | None) -> dict[str, int]:
+    """What the kernels are compiled for."""
+    _, H, E = query.shape
+    return {
+        "H": H, "SHARED": H // key.shape[1], "E": E, "BIASED": biases_S is not None,
+        "TILE_M": _TILE_M, "TILE_N": _TILE_N, "num_warps": _WARPS,
+    }  # fmt: skip
 
 
 def _tiles(rows: int, size: int) -> int:

@@ -18,17 +18,21 @@ import triton.language as tl
 
 
 @triton.jit
+def _rows(states, row_X, row_stride, head, head_stride, inside_X, E: tl.constexpr):
+    """Some rows of `states` (rows, heads, E), each at a head of its own or all at one: (X, E)."""
+    places_X = row_X.to(tl.int64) * row_stride + head * head_stride
+    places_XE = places_X[:, None] + tl.arange(0, E)[None, :]
+    return tl.load(states + places_XE, mask=inside_X[:, None], other=0.0)
+
+
+@triton.jit
 def _scores(
     query_ME, key, biases, first, j_N, tokens, more, t_M, valid_M, scaling,
     key_row, key_head, g, E: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
     """Scores of a tile, −∞ where a query doesn't see a key; and the keys."""
-    e_E = tl.arange(0, E)
     inside_N = j_N < more + tokens
-    key_NE = tl.load(
-        key + (first + j_N)[:, None] * key_row + g * key_head + e_E[None, :],
-        mask=inside_N[:, None], other=0.0,
-    )  # fmt: skip
+    key_NE = _rows(key, first + j_N, key_row, g, key_head, inside_N, E)
     scores_MN = tl.dot(query_ME, tl.trans(key_NE), input_precision="ieee") * scaling
     if BIASED:
         scores_MN += tl.load(biases + first + j_N, mask=inside_N, other=0.0)[None, :]
@@ -55,10 +59,7 @@ def forward(
     t_M, h_M, valid_M = m_M // SHARED, g * SHARED + m_M % SHARED, m_M < tokens * SHARED
     e_E = tl.arange(0, E)
     row_M = (begin + t_M).to(tl.int64)
-    query_ME = tl.load(
-        query + (row_M * query_row + h_M * query_head)[:, None] + e_E[None, :],
-        mask=valid_M[:, None], other=0.0,
-    )  # fmt: skip
+    query_ME = _rows(query, row_M, query_row, h_M, query_head, valid_M, E)
     highest_M = tl.full([TILE_M], -1e30, tl.float32)
     sum_M = tl.zeros([TILE_M], tl.float32)
     output_ME = tl.zeros([TILE_M, E], tl.float32)
@@ -66,14 +67,10 @@ def forward(
     for start in range(0, more + last + 1, TILE_N):
         j_N = start + tl.arange(0, TILE_N)
         scores_MN, _ = _scores(
-            query_ME, key, biases, first.to(tl.int64), j_N, tokens, more, t_M, valid_M, scaling,
+            query_ME, key, biases, first, j_N, tokens, more, t_M, valid_M, scaling,
             key_row, key_head, g, E, BIASED,
         )  # fmt: skip
-        value_NE = tl.load(
-            value + (first.to(tl.int64) + j_N)[:, None] * value_row + g * value_head
-            + e_E[None, :],
-            mask=(j_N < more + tokens)[:, None], other=0.0,
-        )  # fmt: skip
+        value_NE = _rows(value, first + j_N, value_row, g, value_head, j_N < more + tokens, E)
         higher_M = tl.maximum(highest_M, tl.max(scores_MN, 1))
         shares_MN = tl.exp(scores_MN - higher_M[:, None])
         kept_M = tl.exp(highest_M - higher_M)
@@ -102,9 +99,7 @@ def _queries(
     row_M = (begin + t_M).to(tl.int64)
     places_M = row_M * H + h_M
     mask, places_ME = valid_M[:, None], places_M[:, None] * E + e_E[None, :]
-    query_ME = tl.load(
-        query + (row_M * query_row + h_M * query_head)[:, None] + e_E[None, :], mask=mask, other=0.0
-    )
+    query_ME = _rows(query, row_M, query_row, h_M, query_head, valid_M, E)
     gradient_ME = tl.load(gradient + places_ME, mask=mask, other=0.0)
     output_ME = tl.load(output + places_ME, mask=mask, other=0.0)
     along_M = tl.sum(gradient_ME.to(tl.float32) * output_ME.to(tl.float32), 1)
@@ -131,20 +126,15 @@ def backward_queries(
         query, output, gradient, sums, begin, tokens, tile * TILE_M + tl.arange(0, TILE_M), g,
         query_row, query_head, H, SHARED, E,
     )  # fmt: skip
-    e_E = tl.arange(0, E)
     sum_ME = tl.zeros([TILE_M, E], tl.float32)
     last = tl.minimum((tile * TILE_M + TILE_M - 1) // SHARED, tokens - 1)
     for start in range(0, more + last + 1, TILE_N):
         j_N = start + tl.arange(0, TILE_N)
         scores_MN, key_NE = _scores(
-            query_ME, key, biases, first.to(tl.int64), j_N, tokens, more, t_M, valid_M, scaling,
+            query_ME, key, biases, first, j_N, tokens, more, t_M, valid_M, scaling,
             key_row, key_head, g, E, BIASED,
         )  # fmt: skip
-        value_NE = tl.load(
-            value + (first.to(tl.int64) + j_N)[:, None] * value_row + g * value_head
-            + e_E[None, :],
-            mask=(j_N < more + tokens)[:, None], other=0.0,
-        )  # fmt: skip
+        value_NE = _rows(value, first + j_N, value_row, g, value_head, j_N < more + tokens, E)
         shares_MN = tl.exp(scores_MN - sums_M[:, None])
         wanted_MN = tl.dot(gradient_ME, tl.trans(value_NE), input_precision="ieee")
         moved_MN = shares_MN * (wanted_MN - along_M[:, None])
@@ -174,11 +164,9 @@ def backward_keys(
     more = keys - tokens
     j_N = tile * TILE_N + tl.arange(0, TILE_N)
     e_E = tl.arange(0, E)
-    place_N = first.to(tl.int64) + j_N
+    place_N = first + j_N
     mask = (j_N < keys)[:, None]
-    value_NE = tl.load(
-        value + place_N[:, None] * value_row + g * value_head + e_E[None, :], mask=mask, other=0.0
-    )
+    value_NE = _rows(value, place_N, value_row, g, value_head, j_N < keys, E)
     key_sum_NE = tl.zeros([TILE_N, E], tl.float32)
     value_sum_NE = tl.zeros([TILE_N, E], tl.float32)
     bias_sum_N = tl.zeros([TILE_N], tl.float32)
@@ -190,7 +178,7 @@ def backward_keys(
             query_row, query_head, H, SHARED, E,
         )  # fmt: skip
         scores_MN, _ = _scores(
-            query_ME, key, biases, first.to(tl.int64), j_N, tokens, more, t_M, valid_M, scaling,
+            query_ME, key, biases, first, j_N, tokens, more, t_M, valid_M, scaling,
             key_row, key_head, g, E, BIASED,
         )  # fmt: skip
         shares_MN = tl.exp(scores_MN - sums_M[:, None])

@@ -53,6 +53,7 @@ class _Stretch:
         tokens, keys: How many in all.
         bounds: Where each segment begins in them, and where the last one ends.
         longest: Most tokens and most keys of a segment.
+        short: Whether the kernels for short segments take them, if they take such heads.
         weighed: Whether some memory has a weight.
         columns: The weights, as flash attention takes them; made by the first layer.
     """
@@ -61,6 +62,7 @@ class _Stretch:
     keys: int
     bounds: tuple[Tensor, Tensor]
     longest: tuple[int, int]
+    short: bool
     weighed: bool
     columns: Tensor | None = None
 
@@ -186,8 +188,8 @@ class VariableLength:
         if not stretch.weighed:
             log_weights_S = None
         E = rows[0].shape[-1]
-        short = short_kernels()
-        if short and stretch.longest[0] <= short.LONGEST and E in short.SIZES:
+        short = short_kernels() if stretch.short else None
+        if short and E in short.SIZES:
             output: Tensor = short.short_attention(
                 *rows, stretch.bounds, stretch.longest, scaling, log_weights_S
             )
@@ -245,7 +247,7 @@ def _stretches(
     longest = short.LONGEST if short else 0
     made, segment = [], 0
     pairs = zip(groups, before, strict=True)
-    for _, some in groupby(pairs, lambda pair: pair[0].index_BT.shape[1] <= longest):
+    for is_short, some in groupby(pairs, lambda pair: pair[0].index_BT.shape[1] <= longest):
         own = list(some)
         segments = sum(len(group.index_BT) for group, _ in own)
         place = slice(segment, segment + segments + 1)
@@ -257,6 +259,7 @@ def _stretches(
                 bounds[0][place] - bounds[0][segment], bounds[1][place] - bounds[1][segment]
             ),
             longest=(max(n for n, _ in lengths), max(n + more for n, more in lengths)),
+            short=is_short,
             weighed=any(group.weights_BM is not None for group, _ in own),
         ))  # fmt: skip
         segment += segments

@@ -6,9 +6,11 @@ is tested is how keys, memories, sink and weights are laid out, forward and back
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 
 import pytest
 import torch
@@ -161,17 +163,17 @@ def test_serves_only_what_the_kernels_take() -> None:
 
 
 @cuda
-@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize("in_tiles", [True, False])
 @pytest.mark.parametrize(
     ("packing", "memories", "sink"),
     [pytest.param(*rest, id=name) for name, *rest in layouts()],
 )
 def test_the_kernels_equal_rectangles(
-    packing: Packing, memories: int, sink: bool, short: bool, monkeypatch: pytest.MonkeyPatch
+    packing: Packing, memories: int, sink: bool, in_tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cmt.tensors import move
 
-    if not short:
+    if not in_tiles:
         monkeypatch.setattr(varlen, "short_kernels", lambda: None)
     moved = move(packing, "cuda")
     for group in moved.groups:
@@ -184,19 +186,20 @@ def test_the_kernels_equal_rectangles(
         assert difference < 2e-2
 
 
-def short_attention(*arguments: object) -> Tensor:
+@pytest.fixture
+def short() -> ModuleType:
     """The kernels for short segments, interpreted on a CPU (`tests/conftest.py`)."""
     pytest.importorskip("triton", reason="needs Triton")
-    if torch.cuda.is_available():
+    if torch.cuda.is_available():  # compiled there: the tests above
         pytest.skip("interpreted where there is no GPU")
-    from cmt.attention import short
-
-    return short.short_attention(*arguments)  # type: ignore[arg-type]
+    return importlib.import_module("cmt.attention.short")
 
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("heads", [(6, 2), (4, 4), (9, 3)])
-def test_short_kernels_equal_a_loop(biased: bool, heads: tuple[int, int]) -> None:
+def test_short_kernels_equal_a_loop(
+    biased: bool, heads: tuple[int, int], short: ModuleType
+) -> None:
     own_heads, shared_heads = heads
     tokens, keys = [5, 18, 40, 1], [5, 51, 90, 33]
     bounds = [
@@ -210,7 +213,7 @@ def test_short_kernels_equal_a_loop(biased: bool, heads: tuple[int, int]) -> Non
     weight = torch.randn(sum(tokens), own_heads, 16, generator=random)
     results = []
     for output in (
-        short_attention(query, key, value, tuple(bounds), (40, 90), 0.25, biases),
+        short.short_attention(query, key, value, tuple(bounds), (40, 90), 0.25, biases),
         by_segment(query, key, value, bounds, 0.25, biases),
     ):
         results.append([output, *torch.autograd.grad((output * weight).sum(), leaves)])
@@ -227,13 +230,9 @@ def test_short_and_long_groups_in_one_pass(
     packing: Packing,
     memories: int,
     sink: bool,
+    short: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("triton", reason="needs Triton")
-    if torch.cuda.is_available():
-        pytest.skip("interpreted where there is no GPU")
-    from cmt.attention import short
-
     monkeypatch.setattr(varlen, "short_kernels", lambda: short)
     monkeypatch.setattr(short, "LONGEST", 6)
     for ours, theirs in zip(*compared(packing, memories, sink, width=16), strict=True):
