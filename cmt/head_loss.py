@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmt.base_model import BaseModel
-from cmt.objectives import answer_cross_entropy, memory_aware_cross_entropy, memory_aware_logits
+from cmt.objectives import memory_aware_logits
 
 CHUNK = 4096  # targets; their logits are 0.8 GB in float32 over 49,152 tokens
 
@@ -38,6 +38,25 @@ def head_cross_entropy(
 ) -> Tensor:
     """`objectives.answer_cross_entropy` of the head's logits, or `memory_aware_cross_entropy`.
 
+    The mean over all tokens of `head_token_losses`, whose arguments it takes: a float32 scalar.
+    """
+    return head_token_losses(
+        base, hidden_TW, labels_T, without_TW, alpha, chunk=chunk, compiled=compiled
+    ).mean()
+
+
+def head_token_losses(
+    base: BaseModel,
+    hidden_TW: Tensor,
+    labels_T: Tensor,
+    without_TW: Tensor | None = None,
+    alpha: float = 0.0,
+    *,
+    chunk: int = CHUNK,
+    compiled: bool = False,
+) -> Tensor:
+    """Cross-entropy of each token by the head's logits.
+
     A head that is trained, or is more than a linear layer, is gone through the ordinary way.
 
     Args:
@@ -51,16 +70,13 @@ def head_cross_entropy(
         compiled: Compile the part between the two matrix products (CUDA).
 
     Returns:
-        The mean over all tokens, a float32 scalar.
+        Shape (T,), float32.
     """
     head = base.model.get_output_embeddings()
     if type(head) is not nn.Linear or any(p.requires_grad for p in head.parameters()):
-        logits_TV = base.logits(hidden_TW)
-        if without_TW is None:
-            return answer_cross_entropy(logits_TV, labels_T)
         with torch.no_grad():
-            without_TV = base.logits(without_TW)
-        return memory_aware_cross_entropy(logits_TV, without_TV, labels_T, alpha)
+            without_TV = None if without_TW is None else base.logits(without_TW)
+        return _token_losses(base.logits(hidden_TW), without_TV, labels_T, alpha)
     device = hidden_TW.device.type
     dtype = head.weight.dtype
     if torch.is_autocast_enabled(device):
@@ -73,14 +89,13 @@ def head_cross_entropy(
         alpha=0.0 if without_TW is None else alpha,
     )
     if torch.is_grad_enabled() and hidden_TW.requires_grad:
-        loss: Tensor = _HeadLoss.apply(hidden_TW, fixed, chunk, compiled)  # type: ignore[no-untyped-call]
-        return loss
+        losses_T: Tensor = _HeadLoss.apply(hidden_TW, fixed, chunk, compiled)  # type: ignore[no-untyped-call]
+        return losses_T
     with torch.no_grad():
-        sums = [
-            functional.cross_entropy(_adjusted(own_TV, other_TV, alpha), labels, reduction="sum")
+        return torch.cat([
+            _token_losses(own_TV, other_TV, labels, alpha)
             for own_TV, other_TV, labels in fixed.logits(hidden_TW, chunk)
-        ]
-        return torch.stack(sums).sum() / len(labels_T)
+        ])  # fmt: skip
 
 
 @dataclass(kw_only=True, slots=True)
@@ -110,36 +125,43 @@ class _Fixed:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The mean loss; its gradient with respect to hidden states is ready before backward."""
+    """Each token's loss; its gradient with respect to hidden states is ready before backward."""
 
     @staticmethod
     def forward(ctx: Any, hidden_TW: Tensor, fixed: _Fixed, chunk: int, compiled: bool) -> Tensor:
         elementwise = _compiled() if compiled else _loss_and_gradient
-        sums, gradients = [], []
+        losses, gradients = [], []
         for own_TV, other_TV, labels in fixed.logits(hidden_TW, chunk):
             if compiled:  # T varies, V does not
                 torch._dynamo.mark_static(own_TV, 1)
                 if other_TV is not None:
                     torch._dynamo.mark_static(other_TV, 1)
-            loss, gradient_TV = elementwise(own_TV, other_TV, labels, fixed.alpha)
-            sums.append(loss)
+            own, gradient_TV = elementwise(own_TV, other_TV, labels, fixed.alpha)
+            losses.append(own)
             gradients.append((gradient_TV @ fixed.weight_VW).to(hidden_TW.dtype))
         ctx.fixed = fixed
         ctx.save_for_backward(hidden_TW, torch.cat(gradients))
-        return torch.stack(sums).sum() / len(hidden_TW)
+        return torch.cat(losses)
 
     @staticmethod
-    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, incoming_T: Tensor) -> tuple[Tensor | None, ...]:
         hidden_TW, gradient_TW = ctx.saved_tensors
         fixed: _Fixed = ctx.fixed
         if torch.is_grad_enabled():  # create_graph: to be differentiated again, all at once
             [[own_TV, other_TV, labels]] = fixed.logits(hidden_TW, max(1, len(hidden_TW)))
-            loss = functional.cross_entropy(_adjusted(own_TV, other_TV, fixed.alpha), labels)
-            [again_TW] = torch.autograd.grad(loss, hidden_TW, incoming, create_graph=True)
+            losses_T = _token_losses(own_TV, other_TV, labels, fixed.alpha)
+            [again_TW] = torch.autograd.grad(losses_T, hidden_TW, incoming_T, create_graph=True)
             return again_TW, None, None, None
         # scaled in float32: in bfloat16 the scale itself would be rounded, for all alike
-        scale = incoming.float() * (1 + fixed.alpha) / len(hidden_TW)
-        return (gradient_TW.float() * scale).to(gradient_TW.dtype), None, None, None
+        scale_T1 = incoming_T.float()[:, None] * (1 + fixed.alpha)
+        return (gradient_TW.float() * scale_T1).to(gradient_TW.dtype), None, None, None
+
+
+def _token_losses(
+    own_TV: Tensor, other_TV: Tensor | None, labels_T: Tensor, alpha: float
+) -> Tensor:
+    adjusted_TV = _adjusted(own_TV, other_TV, alpha)
+    return functional.cross_entropy(adjusted_TV, labels_T, reduction="none")
 
 
 def _adjusted(own_TV: Tensor, other_TV: Tensor | None, alpha: float) -> Tensor:
@@ -149,13 +171,13 @@ def _adjusted(own_TV: Tensor, other_TV: Tensor | None, alpha: float) -> Tensor:
 def _loss_and_gradient(
     own_TV: Tensor, other_TV: Tensor | None, labels_T: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor]:
-    """The summed loss in float32, and softmax − onehot in the logits' type."""
+    """Each token's loss in float32, and softmax − onehot in the logits' type."""
     log_TV = _adjusted(own_TV, other_TV, alpha).log_softmax(1)
     labels_T1 = labels_T[:, None]
     own_T1 = log_TV.gather(1, labels_T1)
     # p − 1 before it is rounded: in bfloat16 a p near 1 is 1; in place, for the memory's sake
     gradient_TV = log_TV.exp_().to(own_TV.dtype)
-    return -own_T1.sum(), gradient_TV.scatter_(1, labels_T1, own_T1.expm1().to(own_TV.dtype))
+    return -own_T1[:, 0], gradient_TV.scatter_(1, labels_T1, own_T1.expm1().to(own_TV.dtype))
 
 
 @cache

@@ -118,6 +118,19 @@ def question_cross_entropy(logits_TV: Tensor, tokens_T: Tensor) -> Tensor:
     return functional.cross_entropy(logits_TV.float(), tokens_T)
 
 
+def pairwise_reranking_loss(own_P: Tensor, other_P: Tensor, weight: float) -> Tensor:
+    """−log σ(w·(log p(q | Mᵒʷⁿ) − log p(q | Mᵒᵗʰᵉʳ))), mean over pairs (RankNet's loss).
+
+    A question is to be likelier after its own memory than after another that matches it well:
+    what re-ranking by likelihood needs (`reranking.py`), and its cross-entropy does not ask for.
+
+    Args:
+        own_P, other_P: Log-likelihood of each question after either memory.
+        weight: w, what a log-likelihood counts in re-ranking.
+    """
+    return functional.softplus(-weight * (own_P - other_P)).mean()
+
+
 def reconstruction_cross_entropy(logits_TV: Tensor, tokens_T: Tensor) -> Tensor:
     """−1/T Σₜ log p(dₜ | M, d₍<ₜ₎): the frozen model retells the document from its memory."""
     return functional.cross_entropy(logits_TV.float(), tokens_T)

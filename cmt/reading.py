@@ -55,10 +55,13 @@ class ReadInput:
         openings: Places of those retelling tokens.
         targets_T: Places whose hidden state predicts a wanted token.
         labels_T: Those tokens.
-        answers, retold: How many of the targets are answer tokens, and how many retell
-            documents; they come in this order, the rest are tokens of questions.
+        answers, retold, asked: How many of the targets are answer tokens, how many retell
+            documents and how many are questions' own; they come in this order, the rest are those
+            of the compared questions.
+        compared_T: Which compared question each of the last targets belongs to; the first of the
+            asked targets are the same tokens.
         packing: Groups in this order: questions that read one memory, questions that read
-            several, documents retold; a group without segments is left out.
+            several, questions compared, documents retold; a group without segments is left out.
     """
 
     tokens_N: Tensor
@@ -69,6 +72,8 @@ class ReadInput:
     labels_T: Tensor
     answers: int
     retold: int
+    asked: int
+    compared_T: Tensor
 
 
 def prepare_reading(
@@ -78,6 +83,7 @@ def prepare_reading(
     start: int,
     *,
     asked_after: int | None = None,
+    compared: int = 0,
 ) -> ReadInput:
     """Lay out groups of questions with their answers, and documents to retell.
 
@@ -87,8 +93,11 @@ def prepare_reading(
         start: Position of each segment's first token.
         asked_after: The questions of the first group are targets too, but for so many first
             tokens (at least 1); None: they are not.
+        compared: So many of them, the first ones, are read once more without an answer, after
+            another memory.
     """
-    tokens: list[list[int]] = []
+    assert asked_after is not None or not compared, "compared questions are asked ones"
+    tokens: list[Sequence[int]] = []
     targets: list[Tensor] = []
     labels: list[int] = []
     openings: list[int] = []
@@ -110,6 +119,18 @@ def prepare_reading(
             lengths[-1].append(len(segment))
             place += len(segment)
     answer_tokens = len(labels)
+    compared_targets: list[Tensor] = []
+    compared_labels: list[int] = []
+    owners: list[int] = []
+    lengths.append([])
+    for number, question in enumerate(questions[0][:compared] if compared else []):
+        assert asked_after is not None
+        tokens.append(question[:-1])
+        compared_targets.append(place + torch.arange(asked_after - 1, len(question) - 1))
+        compared_labels += question[asked_after:]
+        owners += [number] * (len(question) - asked_after)
+        lengths[-1].append(len(question) - 1)
+        place += len(question) - 1
     lengths.append([])
     for document in retold:
         tokens.append([0, *document[:-1]])
@@ -126,10 +147,12 @@ def prepare_reading(
         positions_N=positions,
         packing=pack(lengths),
         openings=torch.tensor(openings, dtype=torch.long),
-        targets_T=torch.cat(targets + asked_targets),
-        labels_T=torch.tensor(labels + asked_labels),
+        targets_T=torch.cat(targets + asked_targets + compared_targets),
+        labels_T=torch.tensor(labels + asked_labels + compared_labels),
         answers=answer_tokens,
         retold=retold_tokens,
+        asked=len(asked_labels),
+        compared_T=torch.tensor(owners, dtype=torch.long),
     )
 
 

@@ -2,11 +2,12 @@
 
 In the second run (`smollm2_135m_further.py`) 99.5% of the questions found their document among the
 192 of a batch, while one in six of SQuAD dev's did not find it among 2,067: matching had nothing
-left to learn. Here a batch holds whole articles, and a question is matched without 15% of its
-tokens. A third of the steps compress into 16 tokens::
+left to learn. Here a batch holds whole articles, a question is matched without 15% of its
+tokens, and a third of the questions are to be likelier after their own memory than after another
+that matches them well, as re-ranking wants. A third of the steps compress into 16 tokens::
 
     python benchmarks/make_substituted.py SQUAD/train-v1.1.json SUBSTITUTED.jsonl.gz \
-        --copies 2 --share 1.0
+        --copies 4 --share 1.0
     cmt train recipes/smollm2_135m_third.py --data SQUAD --start-from SECOND_CHECKPOINT \
         --extra MORE.jsonl.gz --extra SUBSTITUTED.jsonl.gz --extra WIKI.jsonl.gz --out runs/third
 
@@ -31,7 +32,7 @@ def recipe() -> TrainingConfig:
             lora_alpha=64,
         ),
         batch=BatchConfig(
-            documents=120,
+            documents=88,
             extra=184,
             questions_per_document=4,
             more_questions=2,
@@ -43,9 +44,10 @@ def recipe() -> TrainingConfig:
             retold_share=0.2,
             dropped_share=0.15,
             asked=True,
+            compared_share=0.35,
             size_shares=(0.35, 0.65),
         ),
-        objectives=ObjectiveConfig(matching=1.0, reconstruction=0.3, asking=0.15),
+        objectives=ObjectiveConfig(matching=1.0, reconstruction=0.3, asking=0.15, reranking=0.3),
         minutes=15.5,
         learning_rate=7e-4,
         compile=True,

@@ -31,6 +31,8 @@ class BatchConfig:
         dropped_share: Share of each question's own tokens that are left out where it is matched,
             not where it is read, so that it can't be known by heart.
         asked: Whether questions that read one memory are to be predicted from it too.
+        compared_share: Share of those questions that are also read after another memory that
+            matches them well, for `ObjectiveConfig.reranking`; wants `asked`.
         size_shares: How often a step compresses into each of the compressor's `sizes`, as shares
             of all steps; (): each as often as any other.
     """
@@ -49,6 +51,7 @@ class BatchConfig:
     max_answer_tokens: int = 24
     dropped_share: float = 0.0
     asked: bool = False
+    compared_share: float = 0.0
     size_shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -66,7 +69,7 @@ class BatchConfig:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InputError(f"expected {name} of at least {bound}, got {getattr(self, name)}")
-        for name in ("retold", "several", "cropped", "joined", "dropped"):
+        for name in ("retold", "several", "cropped", "joined", "dropped", "compared"):
             share = getattr(self, f"{name}_share")
             if not 0 <= share <= 1:
                 raise InputError(f"expected {name}_share from 0 to 1, got {share}")
@@ -74,6 +77,11 @@ class BatchConfig:
             raise InputError(
                 f"expected cropped_share and joined_share of at most 1 together, "
                 f"got {self.cropped_share} and {self.joined_share}"
+            )
+        if self.compared_share and not self.asked:
+            raise InputError(
+                f"expected asked=True where questions are compared "
+                f"(compared_share={self.compared_share}), got asked=False"
             )
         shares = self.size_shares
         if shares and not (min(shares) >= 0 and math.isclose(sum(shares), 1)):

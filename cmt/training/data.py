@@ -43,6 +43,7 @@ class TrainingBatch:
         positives_Q: Each question's document in this batch.
         single: The first so many questions read one memory, the rest `memories` of
             `most_memories` places.
+        compared: The first so many are also read after another memory.
         retold_R: Documents of this batch to retell.
     """
 
@@ -52,6 +53,7 @@ class TrainingBatch:
     positives_Q: Tensor
     retold_R: Tensor
     single: int
+    compared: int
     memories: int
     most_memories: int
 
@@ -222,6 +224,7 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
         bearing = len(drawn)
         asked = [asked[i] for i in rng.permutation(len(asked))]
         single = len(asked) - int(len(asked) * config.several_share)
+        compared = int(single * config.compared_share)
         texts = len(self.documents) - self.first_text
         if texts and config.texts:
             drawn += (self.first_text + rng.integers(0, texts, config.texts)).tolist()
@@ -242,11 +245,13 @@ class TrainingData(torch.utils.data.Dataset[TrainingBatch]):
                 [tokens[i] for i in retold],
                 reading_start(self.max_piece_tokens),
                 asked_after=self.opening if config.asked else None,
+                compared=compared,
             ),
             document_ids_D=torch.tensor(drawn),
             positives_Q=torch.tensor([place for place, _ in asked]),
             retold_R=torch.from_numpy(retold),
             single=single,
+            compared=compared,
             memories=memories,
             most_memories=config.most_memories,
         )

@@ -1,7 +1,7 @@
 """One training step: compress, match, aggregate, read, and the losses of all four.
 
 Shape legend: D documents, Q questions, B questions reading several memories, M memories
-they read, R documents retold, C key size, X documents of the corpus.
+they read, R documents retold, P questions compared, C key size, X documents of the corpus.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from torch import Tensor, nn
 
 from cmt.base_model import BaseModel
 from cmt.compressor import Compressor, Encoded
-from cmt.head_loss import head_cross_entropy
+from cmt.head_loss import head_cross_entropy, head_token_losses
 from cmt.late_interaction import late_scores
-from cmt.objectives import contrastive_matching_loss, matching_cross_entropy
+from cmt.objectives import (
+    contrastive_matching_loss,
+    matching_cross_entropy,
+    pairwise_reranking_loss,
+)
 from cmt.reading import read
+from cmt.reranking import LIKELIHOOD_WEIGHT
 from cmt.training.data import TrainingBatch
 
 
@@ -30,16 +35,19 @@ class ObjectiveConfig:
         reconstruction: Weight of retelling documents from their memory.
         asking: Weight of predicting questions from their document's memory, where the batches
             have them as targets (`BatchConfig.asked`).
+        reranking: Weight of telling a question's own memory from another by the question's
+            likelihood, where the batches compare them (`BatchConfig.compared_share`).
         alpha: α of the memory-aware objective; 0 is plain cross-entropy.
         stale_keys: Keep the last key of every document as a further negative. Measured to
             harm at high learning rates (docs/LOG.md).
         distractor_noise: Standard deviation of the noise on scores by which the other
-            memories of a question are picked, in units of the scaled score.
+            memories of a question are picked, to read or to compare, in units of the scaled score.
     """
 
     matching: float = 0.5
     reconstruction: float = 0.3
     asking: float = 0.2
+    reranking: float = 0.2
     alpha: float = 0.0
     stale_keys: bool = False
     distractor_noise: float = 2.0
@@ -86,7 +94,7 @@ class TrainingStep(nn.Module):
         self._aggregate(batch, scores_QD)
         reading = batch.reading
         hidden = read(base, reading, encoded.memories, self.compressor.reconstruction_embedding)
-        parts = [reading.answers, reading.retold, len(hidden) - reading.answers - reading.retold]
+        parts = [reading.answers, reading.retold, reading.asked + len(reading.compared_T)]
         answers, retold, asked = hidden.split(parts)
         labels, retold_labels, asked_labels = reading.labels_T.split(parts)
         without = None
@@ -98,18 +106,22 @@ class TrainingStep(nn.Module):
             base, answers, labels, without, config.alpha, compiled=self._compiled
         )
         report |= {"answer": answer, "matching": matching}
-        for name, states, own_labels in (
-            ("reconstruction", retold, retold_labels),
-            ("asking", asked, asked_labels),
-        ):
-            if len(states):
-                report[name] = head_cross_entropy(base, states, own_labels, compiled=self._compiled)
+        if len(retold):
+            report["reconstruction"] = head_cross_entropy(
+                base, retold, retold_labels, compiled=self._compiled
+            )
+        if len(asked):
+            losses_T = head_token_losses(base, asked, asked_labels, compiled=self._compiled)
+            report["asking"] = losses_T[: reading.asked].mean()
+            if batch.compared:
+                report["reranking"] = _compared(losses_T, batch)
         loss = answer
         for name, weight in (
             ("matching", config.matching),
             ("late_matching", config.matching),
             ("reconstruction", config.reconstruction),
             ("asking", config.asking),
+            ("reranking", config.reranking),
         ):
             if name in report:
                 loss = loss + weight * report[name]
@@ -138,12 +150,10 @@ class TrainingStep(nn.Module):
         if batch.single:
             groups.pop(0).memories_BM = batch.positives_Q[: batch.single, None]
         if batch.single < len(batch.positives_Q):
-            own_B = batch.positives_Q[batch.single :, None]
-            scores_BD = scores_QD[batch.single :]
-            noise_BD = torch.randn_like(scores_BD) * self.config.distractor_noise
-            others_BD = (scores_BD.detach() + noise_BD).scatter(1, own_B, -torch.inf)
-            others = others_BD.topk(batch.most_memories - 1, dim=1).indices
-            chosen_BM = torch.cat([own_B, others], dim=1)
+            place = slice(batch.single, None)
+            scores_BD = scores_QD[place]
+            others = self._others(batch.positives_Q[place], scores_BD, batch.most_memories - 1)
+            chosen_BM = torch.cat([batch.positives_Q[place, None], others], dim=1)
             # always the same number of places, so that one compiled graph serves all steps
             places_M = torch.arange(batch.most_memories, device=chosen_BM.device)
             chosen_scores = scores_BD.gather(1, chosen_BM)
@@ -151,6 +161,26 @@ class TrainingStep(nn.Module):
             group = groups.pop(0)
             group.memories_BM = chosen_BM
             group.weights_BM = chosen_scores.log_softmax(1)
+        if batch.compared:
+            place = slice(batch.compared)
+            groups.pop(0).memories_BM = self._others(batch.positives_Q[place], scores_QD[place], 1)
         if len(batch.retold_R):
             groups.pop(0).memories_BM = batch.retold_R[:, None]
         assert not groups, "every group of the reading pass reads some memory"
+
+    def _others(self, own_B: Tensor, scores_BD: Tensor, count: int) -> Tensor:
+        """Documents that match each question well and aren't its own, (B, count)."""
+        noise_BD = torch.randn_like(scores_BD) * self.config.distractor_noise
+        others_BD = (scores_BD.detach() + noise_BD).scatter(1, own_B[:, None], -torch.inf)
+        return others_BD.topk(count, dim=1).indices
+
+
+def _compared(losses_T: Tensor, batch: TrainingBatch) -> Tensor:
+    """The loss of compared questions; `losses_T` are of the questions asked, then of those."""
+    owners_T = batch.reading.compared_T
+    after_other_T = losses_T[batch.reading.asked :]
+    own_P, other_P = (
+        -losses_T.new_zeros(batch.compared).index_add(0, owners_T, some_T)
+        for some_T in (losses_T[: len(owners_T)], after_other_T)
+    )
+    return pairwise_reranking_loss(own_P, other_P, LIKELIHOOD_WEIGHT)

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 
 from cmt import head_loss
 from cmt.base_model import BaseModel
-from cmt.head_loss import head_cross_entropy
-from cmt.objectives import answer_cross_entropy, memory_aware_cross_entropy
+from cmt.head_loss import head_cross_entropy, head_token_losses
+from cmt.objectives import (
+    answer_cross_entropy,
+    memory_aware_cross_entropy,
+    memory_aware_logits,
+)
 from cmt.training import step as step_module
 from cmt.training.data import BatchConfig, TrainingData
 from cmt.training.step import ObjectiveConfig, TrainingStep
@@ -106,6 +110,27 @@ def test_a_certain_label_keeps_its_small_gradient_in_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_each_token_takes_the_gradient_of_its_own_weight(family: str, alpha: float) -> None:
+    base = base_with(family=family)
+    hidden, without, labels = targets(7)
+    weights = torch.arange(7.0) - 2
+    found = head_token_losses(base, hidden, labels, without if alpha else None, alpha, chunk=3)
+    logits = memory_aware_logits(base.logits(hidden), base.logits(without), alpha).detach()
+    expected = torch.stack([
+        nn.functional.cross_entropy(row, label) for row, label in zip(logits, labels, strict=True)
+    ])  # fmt: skip
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+    [gradient_TW] = torch.autograd.grad((found * weights).sum(), hidden)
+    for place, weight in enumerate(weights.tolist()):
+        alone = plainly(base, hidden[place : place + 1], labels[place : place + 1],
+                        without[place : place + 1], alpha)  # fmt: skip
+        [own] = torch.autograd.grad(alone * weight, hidden)
+        torch.testing.assert_close(gradient_TW[place], own[place])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
 def test_memory_aware_states_take_no_gradient(alpha: float) -> None:
     base = base_with()
     hidden, without, labels = targets(6)
@@ -182,7 +207,8 @@ def test_a_whole_step_is_the_plain_step(
     family: str, alpha: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compressor = small.compressor(family)
-    batches = BatchConfig(documents=4, retold_share=0.5, most_memories=3, asked=True)
+    batches = BatchConfig(documents=4, retold_share=0.5, most_memories=3, asked=True,
+                          compared_share=0.5)  # fmt: skip
     data = TrainingData(
         small.dataset(), compressor.base.tokenizer, batches, memory_tokens=4, max_piece_tokens=96
     )
@@ -205,13 +231,18 @@ def test_a_whole_step_is_the_plain_step(
             return answer_cross_entropy(base.logits(hidden), labels)
         return plainly(base, hidden, labels, without, alpha)
 
+    def plain_tokens(base: BaseModel, hidden: Tensor, labels: Tensor, compiled: bool) -> Tensor:
+        assert not compiled
+        return nn.functional.cross_entropy(base.logits(hidden), labels, reduction="none")
+
     fused_whole = run()
-    own = head_loss.head_cross_entropy
-    monkeypatch.setattr(step_module, "head_cross_entropy", partial(own, chunk=5))
+    for name in ("head_cross_entropy", "head_token_losses"):
+        monkeypatch.setattr(step_module, name, partial(getattr(head_loss, name), chunk=5))
     found = {"whole": fused_whole, "by chunks": run()}
     monkeypatch.setattr(step_module, "head_cross_entropy", plain)
+    monkeypatch.setattr(step_module, "head_token_losses", plain_tokens)
     expected, gradients = run()
-    assert {"answer", "reconstruction", "asking"} <= set(expected)
+    assert {"answer", "reconstruction", "asking", "reranking"} <= set(expected)
     for report, ours in found.values():
         assert list(report) == list(expected)
         for name, value in expected.items():

@@ -15,6 +15,7 @@ from cmt.objectives import (
     matching_cross_entropy,
     memory_aware_cross_entropy,
     memory_aware_logits,
+    pairwise_reranking_loss,
     question_cross_entropy,
     reconstruction_cross_entropy,
     self_matching_loss,
@@ -179,3 +180,10 @@ def test_contrastive_gradients() -> None:
         torch.testing.assert_close(questions.grad, 5.0 * p @ every / 4)
         torch.testing.assert_close(keys.grad, 5.0 * p[:, :3].T @ questions / 4)
         torch.testing.assert_close(scale.grad, (p * (questions @ every.T)).sum() / 4)
+
+
+def test_pairwise_reranking_by_hand() -> None:
+    # w·(own − other) = 0.5·2 = 1 and 0.5·(−4) = −2
+    own, other = torch.tensor([-3.0, -9.0]), torch.tensor([-5.0, -5.0])
+    expected = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(2))) / 2
+    assert pairwise_reranking_loss(own, other, 0.5).item() == pytest.approx(expected)

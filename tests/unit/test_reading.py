@@ -37,6 +37,26 @@ def test_layout() -> None:
     assert [group.valid_BT.sum(1).tolist() for group in batch.packing.groups] == [[4, 1], [4], [3]]
 
 
+def test_layout_of_questions_that_are_compared() -> None:
+    batch = prepare_reading(
+        [[[9, 10, 11], [9, 12], [9, 13, 14]], [[9, 15]]],
+        [[[20], [21], [22]], [[23]]],
+        [[30, 31]],
+        start=0,
+        asked_after=1,
+        compared=2,
+    )
+    # once more, the first two, but for their last tokens, which are predicted
+    own = [9, 10, 11, 9, 12, 9, 13, 14, 9, 15]
+    assert batch.tokens_N.tolist() == [*own, 9, 10, 9, 0, 30]
+    lengths = [group.valid_BT.sum(1).tolist() for group in batch.packing.groups]
+    assert lengths == [[3, 2, 3], [2], [2, 1], [2]]
+    assert (batch.answers, batch.retold, batch.asked) == (4, 2, 5)
+    assert batch.labels_T[6:].tolist() == [10, 11, 12, 13, 14, 10, 11, 12]
+    assert batch.targets_T[6:].tolist() == [0, 1, 3, 5, 6, 10, 11, 12]
+    assert batch.compared_T.tolist() == [0, 0, 1]
+
+
 def test_a_group_without_segments_is_left_out() -> None:
     batch = prepare_reading([[], [[1, 2]]], [[], [[3]]], [], start=0)
     [group] = batch.packing.groups

@@ -243,6 +243,8 @@ def test_a_tokenizer_without_an_end() -> None:
         ({"retold_share": 1.1}, "retold_share from 0 to 1, got 1.1"),
         ({"several_share": -0.1}, "several_share from 0 to 1, got -0.1"),
         ({"dropped_share": 1.1}, "dropped_share from 0 to 1, got 1.1"),
+        ({"compared_share": 2.0, "asked": True}, "compared_share from 0 to 1, got 2.0"),
+        ({"compared_share": 0.3}, r"asked=True where .* \(compared_share=0.3\), got asked=False"),
     ],
 )
 def test_a_batch_without_sense(settings: dict[str, Any], message: str) -> None:
@@ -322,3 +324,14 @@ def test_a_question_of_which_nothing_is_left_is_matched_by_its_frame() -> None:
     frame = question_tokens(TOKENIZER, ["x"])[0]
     opening, closing = opening_tokens(TOKENIZER), closing_tokens(TOKENIZER)
     assert matched(batch) == [frame[:opening] + frame[-closing:]] * len(batch.positives_Q)
+
+
+def test_a_share_of_the_questions_is_compared_and_nothing_else_changes() -> None:
+    plain = data(batch={"asked": True})[2]
+    batch = data(batch={"asked": True, "compared_share": 0.5})[2]
+    assert batch.compared == batch.single // 2 > 0
+    assert set(batch.reading.compared_T.tolist()) == set(range(batch.compared))
+    assert plain.compared == 0
+    assert same(plain.compressor, batch.compressor)
+    own = len(plain.reading.labels_T)
+    assert torch.equal(batch.reading.labels_T[:own], plain.reading.labels_T)

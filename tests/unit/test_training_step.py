@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from cmt.compressor import Compressor
+from cmt.objectives import pairwise_reranking_loss
+from cmt.reading import reading_start
+from cmt.reranking import LIKELIHOOD_WEIGHT, question_log_likelihoods
 from cmt.training.data import BatchConfig, TrainingData
 from cmt.training.step import ObjectiveConfig, TrainingStep
 from tests import small
@@ -55,6 +58,35 @@ def test_questions_are_asked_where_the_batches_have_them(compressor: Compressor)
     matched = report["matching"] + report["late_matching"]
     total = report["answer"] + 0.7 * matched + 0.4 * report["asking"]
     torch.testing.assert_close(report["loss"], total)
+
+
+def test_compared_questions_tell_their_memory_from_another(compressor: Compressor) -> None:
+    data = corpus(compressor, asked=True, retold_share=0.0, compared_share=1.0, several_share=0.25)
+    batch, module = data[0], step(compressor, matching=0.7, asking=0.4, reranking=0.6)
+    report = module(batch)
+    matched = report["matching"] + report["late_matching"]
+    total = report["answer"] + 0.7 * matched + 0.4 * report["asking"] + 0.6 * report["reranking"]
+    torch.testing.assert_close(report["loss"], total)
+    other = batch.reading.packing.groups[2].memories_BM[:, 0]
+    own = batch.positives_Q[: batch.compared]
+    assert batch.compared == batch.single == len(other) < len(batch.positives_Q)
+    assert (other != own).all()
+    # what re-ranking itself makes of them
+    lengths = batch.compressor.question_lengths[: batch.compared]
+    questions = batch.compressor.tokens_N[batch.compressor.question_tokens].split(
+        batch.compressor.question_lengths
+    )[: len(lengths)]
+    with torch.no_grad():
+        memories = compressor(batch.compressor).stacked()
+    likelihoods = question_log_likelihoods(
+        compressor.base,
+        [question.tolist() for question in questions],
+        memories,
+        torch.stack([own, other], dim=1),
+        reading_start(96),
+    )
+    expected = pairwise_reranking_loss(*likelihoods.unbind(1), LIKELIHOOD_WEIGHT)
+    torch.testing.assert_close(report["reranking"], expected)
 
 
 def test_without_late_interaction_only_keys_are_matched() -> None:
