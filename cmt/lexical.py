@@ -1,9 +1,9 @@
 """A lexical partner of self-matching: BM25 over the texts that memories were made from.
 
 Self-matching compares what a question and a document are about; a rare name that both hold is one
-of many things in their vectors. BM25 (bm25s, English stop words) counts just such words. As a named
-setting, off by default, w · BM25 is added to the matching logit of a question's shortlist. Not part
-of the method: what is measured of matching elsewhere is measured without it.
+of many things in their vectors. BM25 (bm25.py) counts just such words. As a named setting, off by
+default, w · BM25 is added to the matching logit of a question's shortlist. Not part of the method:
+what is measured of matching elsewhere is measured without it.
 
 Shape legend: Q questions, N texts.
 """
@@ -16,9 +16,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from cmt.bank import Bank, MemorySource
+from cmt.bm25 import Texts
 from cmt.errors import CorruptRecordError, InputError, UnknownIdError
 
 _TEXTS_AT_ONCE = 8192
@@ -51,32 +50,6 @@ def checked_weight(lexical: float) -> float:
     return lexical
 
 
-class Texts:
-    """BM25 over texts that stay as they are."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        """Index them; bm25s must be installed, else `InputError`."""
-        self._library = library()
-        self._size = len(texts)
-        words = self._library.tokenize(list(texts), stopwords="en", show_progress=False)
-        self._index = self._library.BM25() if any(words.ids) else None  # none has a word
-        if self._index is not None:
-            self._index.index(words, show_progress=False)
-
-    def scores(self, questions: Sequence[str]) -> np.ndarray:
-        """Scores of every question with every text, (Q, N) float32, at least 0."""
-        scores = np.zeros((len(questions), self._size), np.float32)
-        if self._index is None:
-            return scores
-        asked = self._library.tokenize(
-            list(questions), stopwords="en", show_progress=False, return_ids=False
-        )
-        for row, words in zip(scores, asked, strict=True):
-            if words:
-                row[:] = self._index.get_scores(words)
-        return scores
-
-
 class LexicalIndex:
     """BM25 over the texts of a bank's memories, following the bank as it changes.
 
@@ -85,7 +58,7 @@ class LexicalIndex:
 
     def __init__(self, bank: Bank) -> None:
         """Of this bank; bm25s must be installed, else `InputError`."""
-        library()
+        self._library = library()
         self._bank = bank
         self._lock = threading.Lock()
         self._cursor = 0
@@ -99,7 +72,7 @@ class LexicalIndex:
         """BM25 of each question with the memories named for it; 0 for one that is gone."""
         with self._lock:
             if self._refresh() or self._index is None:
-                self._index = Texts(list(self._texts.values()))
+                self._index = Texts(self._library, list(self._texts.values()))
                 self._rows = {memory_id: row for row, memory_id in enumerate(self._texts)}
             index, rows = self._index, self._rows
         scores_QN = index.scores(questions)

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from cmt.aggregating import CONCATENATED, Aggregation
+from cmt.bm25 import Texts
 from cmt.compressor import Compressor
 from cmt.datasets.qa import QADataset
 from cmt.encoding import encode_documents, encode_questions
 from cmt.errors import InputError
 from cmt.generation import Sampling, generate
 from cmt.late_interaction import SHORTLIST, QuestionVectors, shortlist_scores
-from cmt.lexical import Texts, checked_weight
+from cmt.lexical import checked_weight, library
 from cmt.metrics import bootstrap_interval, exact_match, f1, prefix_exact_match, recall_at
 from cmt.reading import question_tokens, reading_start
 from cmt.reranking import combined_scores, question_log_likelihoods
@@ -268,7 +269,7 @@ def match_scores(
 
 def lexical_scores(dataset: QADataset, bank: ResidentBank) -> Tensor:
     """BM25 of every question with every memory's document, (Q, D)."""
-    texts = Texts([document.text for document in dataset.documents])
+    texts = Texts(library(), [document.text for document in dataset.documents])
     scores = torch.from_numpy(texts.scores([question.text for question in dataset.questions]))
     return scores[:, bank.owners_D.cpu()].to(bank.keys.device)
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cmt.bm25 import Texts
 from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
 
@@ -33,7 +34,7 @@ class Retriever(Protocol):
 
 
 class Bm25:
-    """BM25 by bm25s with English stop words; the index is made anew when passages came."""
+    """BM25 (cmt/bm25.py); the index is made anew when passages came."""
 
     def __init__(self) -> None:
         """Make an empty index.
@@ -47,30 +48,20 @@ class Bm25:
     def reset(self) -> None:
         """Forget every passage."""
         self._texts: list[str] = []
-        self._index: Any = None
+        self._index = Texts(self._library, [])
 
     def add(self, texts: Sequence[str]) -> None:
         """Take up passages and index all of them."""
         self._texts += texts
-        words = self._library.tokenize(self._texts, stopwords="en", show_progress=False)
-        self._index = self._library.BM25()
-        self._index.index(words, show_progress=False)
+        self._index = Texts(self._library, self._texts)
 
     def find(self, questions: Sequence[str], k: int) -> list[tuple[int, ...]]:
         """The best passages by BM25 score."""
-        if not self._texts:
-            return [()] * len(questions)
-        words = self._library.tokenize(list(questions), stopwords="en", show_progress=False)
-        k = min(k, len(self._texts))
-        found, _ = self._index.retrieve(words, k=k, show_progress=False)
-        return [tuple(int(number) for number in row) for row in found]
+        return self._index.best(questions, k)
 
     def stored_bytes(self) -> int:
         """Bytes of the sparse score matrix; the vocabulary's strings are not counted."""
-        if self._index is None:
-            return 0
-        return sum(int(np.asarray(part).nbytes) for part in self._index.scores.values()
-                   if isinstance(part, np.ndarray))  # fmt: skip
+        return self._index.stored_bytes()
 
 
 class Dense:

@@ -1,10 +1,9 @@
-"""BM25 beside self-matching: by the library's own scores, following the bank, off by default."""
+"""BM25 beside self-matching: following the bank, the same in an evaluation, off by default."""
 
 from __future__ import annotations
 
 import importlib
 
-import bm25s
 import numpy as np
 import pytest
 
@@ -12,7 +11,7 @@ from cmt import Document
 from cmt.bank import Bank
 from cmt.errors import InputError
 from cmt.evaluation.qa import evaluate, learn, lexical_scores
-from cmt.lexical import LexicalIndex, Texts
+from cmt.lexical import LexicalIndex
 from cmt.memory import Memory
 from cmt.opening import fingerprint
 from tests import small
@@ -30,18 +29,6 @@ def memory(tmp_path):
     with Memory(Bank.open(tmp_path / "m.sqlite", fingerprint(compressor)), compressor) as made:
         made.add([Document(text=text, id=f"d{i}") for i, text in enumerate(TEXTS)])
         yield made
-
-
-def test_scores_are_the_librarys():
-    questions = ["Where is the delta of Mirna?", "the of and", "", "Zyx?"]
-    scores = Texts(TEXTS).scores(questions)
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(TEXTS, stopwords="en", show_progress=False), show_progress=False)
-    np.testing.assert_allclose(scores[0], index.get_scores(["where", "delta", "mirna"]), rtol=1e-6)
-    assert scores[0].argmax() == 2
-    assert not scores[1:].any()  # stop words alone, nothing, a word that no text has
-    assert scores.dtype == np.float32
-    assert Texts(["the", "of"]).scores(["the delta"]).tolist() == [[0.0, 0.0]]
 
 
 def test_the_index_follows_the_bank(memory):
