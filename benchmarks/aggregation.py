@@ -25,13 +25,14 @@ from torch import Tensor
 from cmt.aggregating import WAYS, Aggregation
 from cmt.compressor import Compressor
 from cmt.datasets import QADataset, hold_out, load_squad
-from cmt.evaluation.qa import ResidentBank, chunks, learn, match_scores, rerank_scores, score
+from cmt.evaluation.qa import score
 from cmt.evaluation.results import stamp, without_predictions
 from cmt.generation import Sampling, generate
 from cmt.late_interaction import SHORTLIST
 from cmt.metrics import bootstrap_interval, f1
 from cmt.opening import load_compressor
 from cmt.reading import question_tokens, reading_start
+from cmt.resident import ResidentBank, chunks, learn, match_scores, rerank_scores
 
 ARTICLES = 20  # held out, as in training
 PLACES = {"cpu": 8192, "cuda": 262_144}  # memory tokens read in one batch

@@ -24,9 +24,10 @@ from torch import Tensor
 from cmt.aggregating import Aggregation
 from cmt.compressor import Compressor
 from cmt.datasets import QADataset, hold_out, load_squad
-from cmt.evaluation.qa import QAResult, ResidentBank, evaluate, learn
+from cmt.evaluation.qa import QAResult, evaluate
 from cmt.evaluation.results import stamp, without_predictions
 from cmt.opening import load_compressor
+from cmt.resident import ResidentBank, learn
 
 TIERS: dict[str, Callable[[Tensor], Tensor]] = {"int8": int8, "int4": int4}
 

@@ -23,7 +23,6 @@ from cmt.base_model import BaseModel
 from cmt.compressor import Compressor
 from cmt.datasets import QADataset
 from cmt.encoding import EncodedQuestions, encode_questions
-from cmt.evaluation.qa import ResidentBank, learn, rerank_scores
 from cmt.generation import Sampling, stream
 from cmt.late_interaction import SHORTLIST, shortlist_scores
 from cmt.memory import DEFAULT_RERANK
@@ -35,6 +34,7 @@ from cmt.methods.retrievers import Bm25
 from cmt.methods.text_in_prompt import TextInPrompt, TextInPromptConfig
 from cmt.opening import fingerprint
 from cmt.reading import question_tokens, reading_start
+from cmt.resident import ResidentBank, learn, rerank_scores
 
 Answers = Callable[[Sequence[str]], Sequence[Any]]
 

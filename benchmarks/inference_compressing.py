@@ -19,7 +19,7 @@ from cmt.base_model import BaseModel
 from cmt.compressor import Compressor, prepare
 from cmt.datasets import QADataset
 from cmt.encoding import batches, encode_documents
-from cmt.evaluation.qa import learn
+from cmt.resident import learn
 from cmt.splitting import split
 from cmt.tensors import move
 

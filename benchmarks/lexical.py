@@ -22,19 +22,13 @@ import torch
 from torch import Tensor
 
 from cmt.datasets import hold_out, load_squad
-from cmt.evaluation.qa import (
-    document_ranks,
-    learn,
-    lexical_scores,
-    match_scores,
-    rerank_scores,
-    with_lexical,
-)
+from cmt.evaluation.qa import document_ranks
 from cmt.evaluation.results import stamp
 from cmt.late_interaction import SHORTLIST
 from cmt.metrics import recall_at
 from cmt.opening import load_compressor
 from cmt.reading import question_tokens
+from cmt.resident import learn, lexical_scores, match_scores, rerank_scores, with_lexical
 
 SUMS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 CONSTANT = 60  # of reciprocal-rank fusion, its authors' own

@@ -20,9 +20,10 @@ from matching import machine
 from torch import Tensor
 
 from cmt.datasets import load_squad
-from cmt.evaluation.qa import ResidentBank, evaluate, learn
+from cmt.evaluation.qa import evaluate
 from cmt.opening import load_compressor
 from cmt.quantization import dequantize, dequantize4, quantize, quantize4
+from cmt.resident import ResidentBank, learn
 
 
 def rounded(values: Tensor, dims: tuple[int, ...], most: int) -> Tensor:

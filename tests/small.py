@@ -12,6 +12,7 @@ from torch import nn
 from cmt.compressor import Compressor, CompressorConfig
 from cmt.datasets.qa import QADataset, Question
 from cmt.records import Document
+from cmt.splitting import split
 from tests import tiny
 
 NAMES = ("Arbon", "Mirna", "Selka", "Torvik", "Ulmen", "Varga", "Wistow", "Ysel")
@@ -48,6 +49,30 @@ def dataset(documents: int = 8, articles: int = 2) -> QADataset:
             )
         ),
     )
+
+
+def long_dataset() -> QADataset:
+    """Five documents, two of them of several pieces."""
+    whole = dataset(5)
+    documents = list(whole.documents)
+    for number in (1, 3):
+        text = documents[number].text + " And more is told of it here, at length." * 8
+        documents[number] = Document(text=text, id=f"long-{number}")
+    return QADataset(
+        name="long", documents=tuple(documents), articles=whole.articles, questions=whole.questions
+    )
+
+
+def pieces(compressor: Compressor, dataset: QADataset) -> tuple[list[list[int]], list[int]]:
+    """Token ids of every piece that the documents are split into, and each one's document."""
+    found, owners = [], []
+    for number, document in enumerate(dataset.documents):
+        for piece in split(
+            document.text, compressor.base.tokenizer, max_tokens=96, overlap_tokens=8
+        ):
+            found.append(list(piece.token_ids))
+            owners.append(number)
+    return found, owners
 
 
 SETTINGS = {

@@ -19,7 +19,6 @@ from cmt.checkpoint import CONFIG, from_pretrained, save_pretrained
 from cmt.compressor import Compressor
 from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
-from cmt.evaluation.qa import ResidentBank, learn, match_scores, rerank_scores
 from cmt.late_interaction import SHORTLIST
 from cmt.methods.answering import AnswerConfig, generated
 from cmt.methods.materials import Materials
@@ -27,6 +26,7 @@ from cmt.methods.method import Reply, Stored
 from cmt.opening import find_checkpoint
 from cmt.reading import question_tokens, reading_start
 from cmt.records import Document
+from cmt.resident import ResidentBank, learn, match_scores, rerank_scores
 from cmt.training import train
 
 FOUND = 5  # documents told for R@5

@@ -1,4 +1,4 @@
-"""Learning a dataset, asking it, scoring: ranks, readings, figures, mistakes."""
+"""Asking a dataset that was learned, scoring: ranks, readings, figures, mistakes."""
 
 from __future__ import annotations
 
@@ -13,26 +13,14 @@ from cmt.datasets.qa import QADataset, Question
 from cmt.encoding import encode_documents, encode_questions
 from cmt.errors import DocumentError, InputError
 from cmt.evaluation import qa
-from cmt.evaluation.qa import evaluate, learn, score
+from cmt.evaluation.qa import evaluate, score
 from cmt.generation import Sampling, generate
 from cmt.late_interaction import late_scores
 from cmt.reading import question_tokens
 from cmt.records import Document
 from cmt.reranking import combined_scores, question_log_likelihoods
-from cmt.splitting import split
+from cmt.resident import learn
 from tests import small
-
-
-def long_dataset() -> QADataset:
-    """Five documents, two of them of several pieces."""
-    whole = small.dataset(5)
-    documents = list(whole.documents)
-    for number in (1, 3):
-        text = documents[number].text + " And more is told of it here, at length." * 8
-        documents[number] = Document(text=text, id=f"long-{number}")
-    return QADataset(
-        name="long", documents=tuple(documents), articles=whole.articles, questions=whole.questions
-    )
 
 
 @pytest.fixture(scope="module")
@@ -43,35 +31,7 @@ def compressor() -> Compressor:
 
 @pytest.fixture(scope="module")
 def dataset() -> QADataset:
-    return long_dataset()
-
-
-def pieces(compressor: Compressor, dataset: QADataset) -> tuple[list[list[int]], list[int]]:
-    found, owners = [], []
-    for number, document in enumerate(dataset.documents):
-        for piece in split(
-            document.text, compressor.base.tokenizer, max_tokens=96, overlap_tokens=8
-        ):
-            found.append(list(piece.token_ids))
-            owners.append(number)
-    return found, owners
-
-
-def test_learning_keeps_every_piece_in_order(compressor: Compressor, dataset: QADataset) -> None:
-    tokens, owners = pieces(compressor, dataset)
-    assert owners.count(1) > 1
-    assert owners.count(3) > 1
-    for batch_tokens in (16384, 150):
-        bank = learn(compressor, dataset, batch_tokens=batch_tokens)
-        assert bank.owners_D.tolist() == owners
-        assert bank.memories.shape == (len(owners), 3, 2, 2, 4, 8)
-        for number, piece in enumerate(tokens):
-            [(_, encoded)] = encode_documents(compressor, [piece])
-            memory, key = encoded.stacked(), encoded.document_keys_DC
-            stored = bank.memories[number]
-            assert stored.dtype == torch.bfloat16, "as the bank stores them"
-            torch.testing.assert_close(stored.float(), memory[0], atol=1e-4, rtol=2**-8)
-            torch.testing.assert_close(bank.keys[number], key[0], atol=2e-5, rtol=1e-4)
+    return small.long_dataset()
 
 
 def test_ranks_count_a_document_by_its_best_piece() -> None:
@@ -86,7 +46,7 @@ def test_ranks_count_a_document_by_its_best_piece() -> None:
 
 def test_recall_is_of_those_ranks(compressor: Compressor, dataset: QADataset) -> None:
     result = evaluate(compressor, dataset, given=False, max_new_tokens=1, resamples=10)
-    tokens, owners = pieces(compressor, dataset)
+    tokens, owners = small.pieces(compressor, dataset)
     [(_, encoded)] = encode_documents(compressor, tokens)
     keys = encoded.document_keys_DC
     asked = question_tokens(compressor.base.tokenizer, [q.text for q in dataset.questions])
@@ -103,7 +63,7 @@ def test_recall_is_of_those_ranks(compressor: Compressor, dataset: QADataset) ->
 
 def answers_alone(compressor: Compressor, dataset: QADataset, choose: Any, number: int) -> str:
     """A question answered by itself from the pieces that `choose` picks out of its scores."""
-    _, owners = pieces(compressor, dataset)
+    _, owners = small.pieces(compressor, dataset)
     bank = learn(compressor, dataset)
     memories, keys = bank.memories, bank.keys
     [prompt] = question_tokens(compressor.base.tokenizer, [dataset.questions[number].text])
@@ -255,13 +215,10 @@ def test_an_empty_dataset(compressor: Compressor, dataset: QADataset) -> None:
     nothing = QADataset(name="nothing", documents=(), articles=(), questions=())
     with pytest.raises(InputError, match="at least one question in nothing, got none"):
         evaluate(compressor, nothing)
-    with pytest.raises(InputError, match="at least one document in nothing, got none"):
-        learn(compressor, nothing)
     silent = QADataset(name="silent", documents=dataset.documents, articles=dataset.articles,
                        questions=())  # fmt: skip
     with pytest.raises(InputError, match="at least one question in silent, got none"):
         evaluate(compressor, silent)
-    assert len(learn(compressor, silent).keys) > 5
 
 
 def test_an_empty_document(compressor: Compressor) -> None:

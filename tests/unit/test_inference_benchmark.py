@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from cmt.checkpoint import save_pretrained
-from cmt.evaluation.qa import learn, match_scores, rerank_scores
 from cmt.generation import Sampling, generate
 from cmt.late_interaction import SHORTLIST
 from cmt.reading import question_tokens
+from cmt.resident import learn, match_scores, rerank_scores
 from tests import small, tiny
 from tests.unit.test_stream_benchmark import ROOT, Ran, run, squad_format
 

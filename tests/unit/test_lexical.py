@@ -10,10 +10,11 @@ import pytest
 from cmt import Document
 from cmt.bank import Bank
 from cmt.errors import InputError
-from cmt.evaluation.qa import evaluate, learn, lexical_scores
+from cmt.evaluation.qa import evaluate
 from cmt.lexical import LexicalIndex
 from cmt.memory import Memory
 from cmt.opening import fingerprint
+from cmt.resident import learn, lexical_scores
 from tests import small
 
 TEXTS = [

@@ -23,6 +23,7 @@ from cmt.opening import fingerprint
 from cmt.prompts import plain
 from cmt.records import Match
 from cmt.reindexing import reindex
+from cmt.resident import learn
 from cmt.selection import select
 from tests import small, tiny
 
@@ -161,13 +162,13 @@ def test_a_size_that_there_is_not_is_refused_before_anything_is_done(tmp_path, c
             memory.update("tower-0", text="Another.", memory_tokens=wrong)
         assert memory.get("tower-0").text == DATA.documents[0].text
     with pytest.raises(InputError, match=message):
-        qa.learn(compressor, DATA, memory_tokens=wrong)
+        learn(compressor, DATA, memory_tokens=wrong)
 
 
 def test_evaluation_is_of_the_size_asked_for(compressor):
     options = {"given": False, "max_new_tokens": 2, "resamples": 10}
     result = qa.evaluate(compressor, DATA, memory_tokens=2, **options)
-    bank = qa.learn(compressor, DATA, memory_tokens=2)
+    bank = learn(compressor, DATA, memory_tokens=2)
     assert bank.memories.shape[4] == 2
     again = qa.evaluate(compressor, DATA, bank=bank, **options)
     assert result.memory_tokens == again.memory_tokens == 2
