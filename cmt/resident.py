@@ -25,7 +25,7 @@ from cmt.errors import InputError
 from cmt.late_interaction import SHORTLIST, QuestionVectors, shortlist_scores
 from cmt.lexical import library
 from cmt.reading import reading_start
-from cmt.reranking import combined_scores, question_log_likelihoods
+from cmt.reranking import LIKELIHOOD_WEIGHT, combined_scores, question_log_likelihoods
 from cmt.splitting import split_all
 
 MOST_RERANKED = 2048  # readings of a question in one pass; each has logits of the vocabulary
@@ -144,6 +144,7 @@ def rerank_scores(
     scores_QD: Tensor,
     rerank: int,
     batch_size: int,
+    weight: float = LIKELIHOOD_WEIGHT,
 ) -> Tensor:
     """Scores with the best of each question re-ranked among themselves, above all others."""
     depth = min(rerank, scores_QD.shape[1])
@@ -159,7 +160,7 @@ def rerank_scores(
             reading_start(compressor.config.max_piece_tokens),
             bfloat16_products=compressor.bfloat16_products,
         )
-        reranked_QC[rows] = combined_scores(found.values[rows], likelihoods_BC)
+        reranked_QC[rows] = combined_scores(found.values[rows], likelihoods_BC, weight)
     return _rescored(scores_QD, found.indices, reranked_QC)
 
 

@@ -145,3 +145,19 @@ def test_a_lexical_partner(folder: Path) -> None:
     assert rows["logit + 0 BM25", 0] == rows["self-matching", 0]
     assert rows["BM25", 0]["1"] == 100.0  # every tower has a name of its own
     assert rows["logit + 9 BM25", 0]["1"] > rows["self-matching", 0]["1"]
+
+
+def test_a_weight_of_likelihood(folder: Path) -> None:
+    out = folder / "weights.json"
+    ran = run(
+        "likelihood_weight.py", folder / "squad" / "train-v1.1.json", "--articles", 1, "--model",
+        folder / "model", "--checkpoint", folder / "checkpoint", "--weights", 0, 5, "--rerank", 2,
+        "--memory-tokens", 4, 2, "--device", "cpu", "--commit", "abc1234", "--out", out,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(out.read_text())
+    assert [(row["memory_tokens"], row["weight"]) for row in report["rows"]] == [
+        (4, 0.0), (4, 5.0), (2, 0.0), (2, 5.0),
+    ]  # fmt: skip
+    assert all(0 <= row["recall"]["1"] <= row["recall"]["5"] <= 100 for row in report["rows"])
+    assert str(folder) not in json.dumps(report)
