@@ -101,6 +101,10 @@ JOBS: dict[str, tuple[Job, ...]] = {
         Job(rows=("bm25_top1",), options=WHOLE),
         Job(rows=("bm25_top3", "bm25_top5"), options=STREAM),
     ),
+    "tuned": with_costs(
+        Job(rows=("tuned_closed_book", "tuned_bm25_top1", "tuned_gold_text"), options=STREAM,
+            trains=2),
+    ),
     "dense": with_costs(Job(rows=("dense_top1", "dense_top3", "dense_top5"), options=STREAM)),
     "ablation": (
         Job(rows=("kv_full",), options=ABLATED, trains=1, gigabytes=55),

@@ -126,7 +126,7 @@ def pairwise_reranking_loss(own_P: Tensor, other_P: Tensor, weight: float) -> Te
 
     Args:
         own_P, other_P: Log-likelihood of each question after either memory.
-        weight: w, what a log-likelihood counts in re-ranking.
+        weight: w, what a log-likelihood counts.
     """
     return functional.softplus(-weight * (own_P - other_P)).mean()
 

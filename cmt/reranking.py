@@ -24,8 +24,8 @@ from cmt.base_model import BaseModel
 from cmt.reading import opening_tokens, prepare_reading, read
 from cmt.tensors import move
 
-LIKELIHOOD_WEIGHT = 0.2
-"""What log P(q | M) counts beside the logits of matching; chosen in docs/LOG.md."""
+LIKELIHOOD_WEIGHT = 0.4
+"""What log P(q | M) counts beside the logits of matching; chosen on validation (docs/LOG.md)."""
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from cmt.errors import InputError
 from cmt.generation import Sampling, generate
 from cmt.late_interaction import SHORTLIST
 from cmt.lexical import checked_weight
-from cmt.metrics import bootstrap_interval, exact_match, f1, prefix_exact_match, recall_at
+from cmt.metrics import bootstrap_interval, exact_match, f1, prefix_exact_match, recall_at, shortest
 from cmt.reading import question_tokens, reading_start
 from cmt.resident import (
     ResidentBank,
@@ -38,11 +38,16 @@ from cmt.resident import (
 
 @dataclass(kw_only=True, slots=True)
 class Scores:
-    """Percentages over questions, each with a bootstrap 95% interval (low, high)."""
+    """Percentages over questions, with bootstrap 95% intervals (low, high).
+
+    The peers report `prefix_exact_match` as EM, and `shortest_f1`, against each question's
+    shortest answer alone, as F1.
+    """
 
     exact_match: float
     f1: float
     prefix_exact_match: float
+    shortest_f1: float
     exact_match_interval: tuple[float, float]
     f1_interval: tuple[float, float]
     predictions: list[str] = field(repr=False)
@@ -194,10 +199,12 @@ def score(predictions: Sequence[str], dataset: QADataset, *, resamples: int = 10
     exact = [100 * exact_match(prediction, gold) for prediction, gold in pairs]
     overlap = [100 * f1(prediction, gold) for prediction, gold in pairs]
     prefix = [100 * prefix_exact_match(prediction, gold) for prediction, gold in pairs]
+    shortest_overlap = [100 * f1(prediction, [shortest(gold)]) for prediction, gold in pairs]
     return Scores(
         exact_match=sum(exact) / len(exact),
         f1=sum(overlap) / len(overlap),
         prefix_exact_match=sum(prefix) / len(prefix),
+        shortest_f1=sum(shortest_overlap) / len(shortest_overlap),
         exact_match_interval=bootstrap_interval(exact, resamples=resamples),
         f1_interval=bootstrap_interval(overlap, resamples=resamples),
         predictions=list(predictions),

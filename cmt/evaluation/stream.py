@@ -17,7 +17,7 @@ from cmt.errors import InputError
 from cmt.evaluation.costs import Cost, metered
 from cmt.evaluation.qa import Scores, score
 from cmt.methods.method import Method, Reply, Stored
-from cmt.metrics import f1, recall_at, shortest
+from cmt.metrics import recall_at
 from cmt.records import Document
 
 
@@ -103,15 +103,12 @@ def run_stream(
     stored = method.stored()
     with metered(device) as answering:
         replies = method.answer([question.text for question in dataset.questions])
-    overlaps = [
-        f1(reply.text, [shortest(question.answers)])
-        for reply, question in zip(replies, dataset.questions, strict=True)
-    ]
+    scores = score([reply.text for reply in replies], dataset)
     return StreamResult(
         documents=documents,
         questions=questions,
-        scores=score([reply.text for reply in replies], dataset),
-        shortest_f1=100 * sum(overlaps) / questions,
+        scores=scores,
+        shortest_f1=scores.shortest_f1,
         recall=_recall(replies, dataset, range(documents)),
         costs=costs_of(documents, learning, stored, replies, answering),
     )

@@ -21,6 +21,7 @@ from cmt.methods.method import Method, Reply, Stored
 from cmt.methods.salient_spans import SalientSpans, SalientSpansConfig
 from cmt.methods.soft_method import SoftConfig
 from cmt.methods.text_in_prompt import TextInPrompt, TextInPromptConfig
+from cmt.methods.tuned_text import TunedText, TunedTextConfig
 from cmt.methods.uniform import Uniform
 
 __all__ = ["ABLATIONS", "METHODS", "Materials", "Method", "Reply", "Row", "Stored"]
@@ -48,6 +49,12 @@ class Row:
 def _text(title: str, *needs: str, **settings: Any) -> Row:
     config = TextInPromptConfig(**settings)
     return Row(title=title, build=TextInPrompt.build, config=config, needs=needs)
+
+
+def _tuned(title: str, retriever: str, *needs: str) -> Row:
+    rates = {"learning_rate": (1e-5, 3e-5, 1e-4)} if retriever != "none" else {}
+    config = TunedTextConfig(retriever=retriever)
+    return Row(title=title, build=TunedText.build, config=config, candidates=rates, needs=needs)
 
 
 def _kv(title: str, **settings: Any) -> Row:
@@ -84,6 +91,9 @@ METHODS: dict[str, Row] = {
     ),
     "kv_trained": _kv("CMT, key/value memory"),
     "kv_trained_rerank": _kv("CMT, key/value memory, re-ranked", rerank=10),
+    "tuned_closed_book": _tuned("tuned reader, nothing learned", "none"),
+    "tuned_gold_text": _tuned("tuned reader, right passage in the prompt", "right"),
+    "tuned_bm25_top1": _tuned("tuned reader, BM25 RAG top-1", "bm25", "bm25s"),
     "uniform": Row(
         title="Uniform fine-tuning",
         build=Uniform.build,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -111,19 +112,37 @@ def qa_tuned(materials: Materials, config: QaTuningConfig | None = None) -> Base
         InputError: Neither steps nor minutes bound the training.
     """
     config = config or QaTuningConfig()
-    reader = copy_of(materials.base)
-    data = materials.qa_training
+    reader, data = copy_of(materials.base), materials.qa_training
     questions = question_tokens(reader.tokenizer, [q.text for q in data.questions])
     answers = answer_tokens(reader, [q.answers for q in data.questions], config.max_answer_tokens)
-    size = min(config.questions, len(questions))
-    most = max(1, config.most_epochs * len(questions) // size)
+    folder = materials.state_folder("qa_tuned", config)
+    tune(reader, questions, answers, materials, config, folder)
+    reader.name = f"{materials.base.name}-qa-tuned"
+    return reader
+
+
+def tune(
+    reader: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    materials: Materials,
+    config: QaTuningConfig,
+    folder: Path,
+) -> None:
+    """Tune the reader to give each answer after its prompt; trained once a folder, then loaded.
+
+    Raises:
+        InputError: Neither steps nor minutes bound the training.
+    """
+    size = min(config.questions, len(prompts))
+    most = max(1, config.most_epochs * len(prompts) // size)
 
     def loss_of(step: int) -> dict[str, Tensor]:
-        epoch, place = divmod(step * size, len(questions) - len(questions) % size)
-        order = np.random.default_rng((materials.seed, epoch)).permutation(len(questions))
+        epoch, place = divmod(step * size, len(prompts) - len(prompts) % size)
+        order = np.random.default_rng((materials.seed, epoch)).permutation(len(prompts))
         rows = order[place : place + size]
         losses_T, _ = sequence_losses(
-            reader, [questions[i] for i in rows], [answers[i] for i in rows]
+            reader, [prompts[i] for i in rows], [answers[i] for i in rows]
         )
         return {"loss": losses_T.mean()}
 
@@ -134,7 +153,4 @@ def qa_tuned(materials: Materials, config: QaTuningConfig | None = None) -> Base
         documents=size,
     )
     run = replace(run, steps=most if run.steps is None else min(run.steps, most))
-    folder = materials.state_folder("qa_tuned", config)
     fit(reader.model, loss_of, run, folder, reader.device)
-    reader.name = f"{materials.base.name}-qa-tuned"
-    return reader

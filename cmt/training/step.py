@@ -21,7 +21,6 @@ from cmt.objectives import (
     pairwise_reranking_loss,
 )
 from cmt.reading import read
-from cmt.reranking import LIKELIHOOD_WEIGHT
 from cmt.training.data import TrainingBatch
 
 
@@ -37,6 +36,7 @@ class ObjectiveConfig:
             have them as targets (`BatchConfig.asked`).
         reranking: Weight of telling a question's own memory from another by the question's
             likelihood, where the batches compare them (`BatchConfig.compared_share`).
+        likelihood_scale: What a log-likelihood counts in that loss, as in re-ranking.
         alpha: α of the memory-aware objective; 0 is plain cross-entropy.
         stale_keys: Keep the last key of every document as a further negative. Measured to
             harm at high learning rates (docs/LOG.md).
@@ -48,6 +48,7 @@ class ObjectiveConfig:
     reconstruction: float = 0.3
     asking: float = 0.2
     reranking: float = 0.2
+    likelihood_scale: float = 0.2
     alpha: float = 0.0
     stale_keys: bool = False
     distractor_noise: float = 2.0
@@ -114,7 +115,7 @@ class TrainingStep(nn.Module):
             losses_T = head_token_losses(base, asked, asked_labels, compiled=self._compiled)
             report["asking"] = losses_T[: reading.asked].mean()
             if batch.compared:
-                report["reranking"] = _compared(losses_T, batch)
+                report["reranking"] = _compared(losses_T, batch, config.likelihood_scale)
         loss = answer
         for name, weight in (
             ("matching", config.matching),
@@ -175,7 +176,7 @@ class TrainingStep(nn.Module):
         return others_BD.topk(count, dim=1).indices
 
 
-def _compared(losses_T: Tensor, batch: TrainingBatch) -> Tensor:
+def _compared(losses_T: Tensor, batch: TrainingBatch, scale: float) -> Tensor:
     """The loss of compared questions; `losses_T` are of the questions asked, then of those."""
     owners_T = batch.reading.compared_T
     after_other_T = losses_T[batch.reading.asked :]
@@ -183,4 +184,4 @@ def _compared(losses_T: Tensor, batch: TrainingBatch) -> Tensor:
         -losses_T.new_zeros(batch.compared).index_add(0, owners_T, some_T)
         for some_T in (losses_T[: len(owners_T)], after_other_T)
     )
-    return pairwise_reranking_loss(own_P, other_P, LIKELIHOOD_WEIGHT)
+    return pairwise_reranking_loss(own_P, other_P, scale)

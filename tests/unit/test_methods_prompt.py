@@ -13,6 +13,7 @@ from cmt.methods.answering import AnswerConfig, generated
 from cmt.methods.few_shot import solved_examples, unsolved
 from cmt.methods.retrievers import Bm25, Dense, Right
 from cmt.methods.text_in_prompt import TextInPrompt, TextInPromptConfig
+from cmt.methods.tuned_text import TunedTextConfig
 from cmt.records import Document
 from tests import small, tiny
 
@@ -149,3 +150,8 @@ def test_settings_without_meaning() -> None:
         TextInPromptConfig(top_k=0)
     with pytest.raises(InputError, match="expected batch_size of at least 1, got 0"):
         AnswerConfig(batch_size=0)
+
+
+def test_a_tuned_reader_reads_nothing_else() -> None:
+    with pytest.raises(InputError, match="expected retriever none, bm25, right, got 'dense'"):
+        TunedTextConfig(retriever="dense")

@@ -8,7 +8,7 @@ import torch
 from cmt.compressor import Compressor
 from cmt.objectives import pairwise_reranking_loss
 from cmt.reading import reading_start
-from cmt.reranking import LIKELIHOOD_WEIGHT, question_log_likelihoods
+from cmt.reranking import question_log_likelihoods
 from cmt.training.data import BatchConfig, TrainingData
 from cmt.training.step import ObjectiveConfig, TrainingStep
 from tests import small
@@ -62,7 +62,10 @@ def test_questions_are_asked_where_the_batches_have_them(compressor: Compressor)
 
 def test_compared_questions_tell_their_memory_from_another(compressor: Compressor) -> None:
     data = corpus(compressor, asked=True, retold_share=0.0, compared_share=1.0, several_share=0.25)
-    batch, module = data[0], step(compressor, matching=0.7, asking=0.4, reranking=0.6)
+    batch, module = (
+        data[0],
+        step(compressor, matching=0.7, asking=0.4, reranking=0.6, likelihood_scale=0.5),
+    )
     report = module(batch)
     matched = report["matching"] + report["late_matching"]
     total = report["answer"] + 0.7 * matched + 0.4 * report["asking"] + 0.6 * report["reranking"]
@@ -85,7 +88,7 @@ def test_compared_questions_tell_their_memory_from_another(compressor: Compresso
         torch.stack([own, other], dim=1),
         reading_start(96),
     )
-    expected = pairwise_reranking_loss(*likelihoods.unbind(1), LIKELIHOOD_WEIGHT)
+    expected = pairwise_reranking_loss(*likelihoods.unbind(1), 0.5)
     torch.testing.assert_close(report["reranking"], expected)
 
 
