@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from dataclasses import asdict, replace
@@ -27,6 +26,7 @@ from cmt import Memory
 from cmt.base_model import BaseModel
 from cmt.datasets import QADataset, load_squad
 from cmt.evaluation.qa import score
+from cmt.evaluation.results import stamp
 from cmt.generation import Sampling, generate
 
 SHOTS = 3
@@ -120,6 +120,10 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=200)
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--checkpoint", type=Path, help="default: the shipped one")
+    parser.add_argument("--device")
+    parser.add_argument("--commit", help="of the code, where there is no repository to ask")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     data = sample(load_squad(options.dataset, strict=False), options.documents, options.questions)
@@ -132,22 +136,31 @@ def main() -> None:
         rows[name] = made
         print(name, json.dumps(made))
 
-    with tempfile.TemporaryDirectory() as folder, Memory.open(Path(folder) / "bank") as memory:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Memory.open(
+            Path(folder) / "bank",
+            model=options.model, checkpoint=options.checkpoint, device=options.device,
+        ) as memory,
+    ):  # fmt: skip
+        made_by = stamp(memory.compressor.base.device, options.commit)
         report = memory.add(data.documents)
         for top_k in (1, 3):
             made = from_memory(memory, data, top_k, options.batch_size)
             note(f"compressed memory, found by self-matching, top {top_k}", made)
         base, size = memory.compressor.base, options.batch_size
+        compressor = memory.compressor.fingerprint()
         note("right paragraph as text, 0-shot", from_text(base, data, right, "", size))
         note("right paragraph as text, 3-shot", from_text(base, data, right, before, size))
         note("BM25's paragraph as text, 3-shot", from_text(base, data, found, before, size))
     result = {
+        **asdict(made_by),
+        "compressor": compressor,
         "dataset": options.dataset.name,
         "documents": options.documents,
         "questions": options.questions,
         "batch_size": options.batch_size,
-        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
         "learning_seconds": report.seconds,
         "learning_tokens": report.tokens,
         "learning_bytes": report.memory_bytes,

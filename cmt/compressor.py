@@ -15,6 +15,8 @@ nest by prefix; here a prefix of the K memory tokens would stand for the text's 
 
 Shape legend: N packed tokens, D documents, Q questions, T tokens of all questions, K memory
 tokens, L layers, G key/value heads, E head size, W hidden size, C key size, V vector size.
+
+(Past 300 lines: Θ in one place, its settings, input, pass and output, documented.)
 """
 
 from __future__ import annotations

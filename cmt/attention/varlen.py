@@ -10,6 +10,8 @@ q·k + log w = [q; 1; 1; 0…]·[k; hi; lo; 0…], hi + lo = log w in two half-p
 Shape legend: N packed tokens, S keys of all segments in a row, B segments of a group, T longest
 segment, M memories read by a segment, K tokens of a memory, D documents compressed, H query
 heads, G key/value heads, E head size.
+
+(Past 300 lines: the layout, forward and backward, and who attends over it, each meaningless alone.)
 """
 
 from __future__ import annotations

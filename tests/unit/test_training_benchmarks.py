@@ -161,3 +161,21 @@ def test_a_weight_of_likelihood(folder: Path) -> None:
     ]  # fmt: skip
     assert all(0 <= row["recall"]["1"] <= row["recall"]["5"] <= 100 for row in report["rows"])
     assert str(folder) not in json.dumps(report)
+
+
+def test_text_in_the_prompt(folder: Path) -> None:
+    squad, out = folder / "squad" / "train-v1.1.json", folder / "text.json"
+    ran = run(
+        "text_in_prompt.py", squad, squad, "--documents", 3, "--questions", 2, "--model",
+        folder / "model", "--checkpoint", folder / "checkpoint", "--device", "cpu", "--commit",
+        "abc1234", "--out", out,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(out.read_text())
+    assert (result["commit"], result["documents"], result["questions"]) == ("abc1234", 3, 2)
+    assert result["command"].startswith("python text_in_prompt.py train-v1.1.json")
+    assert result["date"]
+    assert "CPU cores" in result["hardware"]
+    assert len(result["rows"]) == 5
+    assert all(row["tokens_read"] > 0 for row in result["rows"].values())
+    assert str(folder) not in json.dumps(result)
