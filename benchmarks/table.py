@@ -78,7 +78,7 @@ JOBS: dict[str, tuple[Job, ...]] = {
     "ours": (
         *with_costs(
             Job(rows=("kv_trained",), options=WHOLE, trains=1, gigabytes=55),
-            Job(rows=("kv_memory",), options=(*WHOLE, "5", "20")),
+            Job(rows=("kv_memory",), options=(*WHOLE, "5", "20"), gigabytes=60),
             Job(rows=("kv_memory_rerank",), options=STREAM),
             Job(rows=("kv_trained_rerank",), options=STREAM, trains=1,
                 after=("kv_trained-stream",)),
