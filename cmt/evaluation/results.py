@@ -73,6 +73,11 @@ def code_commit() -> str:
     return f"{commit}+" if changed else commit
 
 
+def is_known(commit: str) -> bool:
+    """Whether a commit, as `code_commit` tells it, is exactly the code that ran."""
+    return commit != "unknown" and not commit.endswith("+")
+
+
 def _git(arguments: list[str], folder: Path) -> str:
     try:
         ran = subprocess.run(  # noqa: S603
@@ -93,7 +98,7 @@ class ResultStore:
 
     def is_known(self) -> bool:
         """Whether the code is exactly that of a commit."""
-        return self.commit != "unknown" and not self.commit.endswith("+")
+        return is_known(self.commit)
 
     def file(self, row: str, part: str, settings: Any) -> Path:
         """Where the result of a row's part with these settings is."""

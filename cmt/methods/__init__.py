@@ -36,6 +36,7 @@ class Row:
         config: The configuration.
         candidates: Settings that the harness chooses on the validation split, and their values.
         needs: Optional packages without which it can't be built.
+        sample: Questions that are enough for it, where all would take too long; 0: all.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Row:
     config: Any
     candidates: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    sample: int = 0
 
 
 def _text(title: str, *needs: str, **settings: Any) -> Row:
@@ -50,8 +52,9 @@ def _text(title: str, *needs: str, **settings: Any) -> Row:
     return Row(title=title, build=TextInPrompt.build, config=config, needs=needs)
 
 
-def _kv(title: str, **settings: Any) -> Row:
-    return Row(title=title, build=TrainedKvMemory.build, config=KvMemoryConfig(**settings))
+def _kv(title: str, *, sample: int = 0, **settings: Any) -> Row:
+    config = KvMemoryConfig(**settings)
+    return Row(title=title, build=TrainedKvMemory.build, config=config, sample=sample)
 
 
 def _paper(title: str, **settings: Any) -> Row:
@@ -115,6 +118,6 @@ ABLATIONS: dict[str, Row] = {
     "kv_without_matching": _kv(
         "key/value memory, without self-matching", alpha=0.3, matching=0.0, top_k=3
     ),
-    "kv_without_top_k": _kv("key/value memory, without top-k", alpha=0.3, top_k=0),
+    "kv_without_top_k": _kv("key/value memory, without top-k", alpha=0.3, top_k=0, sample=200),
 }
 """The paper's three techniques, each left out, on its form and on ours; rows like `METHODS`."""

@@ -142,11 +142,18 @@ def test_rows_are_measured_once_and_reported(folder: Path) -> None:
     other = stream(folder, "--method", "uniform", *fewer)
     assert "uniform choice: measured before" in other.stdout  # of another stream, the same choice
     assert "uniform stream: measured before" not in other.stdout
-    report = run("report.py", "--results", folder / "results", "--out", folder / "stream.md")
+    made = ("report.py", "--results", folder / "results", "--out", folder / "stream.md")
+    report = run(*made, "--model", "model")
     assert report.returncode == 0, report.stderr
+    assert "left out: mac stream, abc1234, " in report.stdout
+    assert ": documents=4, not 64\n" in report.stdout  # a smoke run's
+    assert "\n| MAC |" not in (folder / "stream.md").read_text()
+    assert "found none" in run(*made).stderr  # of another base model
+    assert "left out" not in run(*made, "--drafts").stdout
     text = (folder / "stream.md").read_text()
     headings = re.findall("^## (.*)$", text, flags=re.MULTILINE)
     assert headings == ["streamingqa-test-stream-12", "streamingqa-test-stream-20"]
+    assert "\n| MAC |" in text
     assert "| *published MAC* | *Llama-2-7B* | *1665* | – | – | 14.29 | 21.79 | – | – |" in text
 
 
