@@ -3,7 +3,8 @@ r"""Methods on a stream of documents: one command from data to results.
 A row's parts (its settings' choice on the validation split, the stream with what it cost and
 what was forgotten, retention, robustness, costs alone) are a JSON file each in
 ``benchmarks/results/stream``, found again by settings and commit: a run that was cut short goes on
-where it stopped. Trained weights are in ``runs/stream``. docs/benchmark.md has every row's command.
+where it stopped. Trained weights are in ``runs/stream``; a smoke run writes to ``runs/smoke`` and
+``runs/smoke-states``. docs/benchmark.md has every row's command.
 
     python benchmarks/stream.py --method cmt_paper --data DATA --device cuda --minutes 5
     python benchmarks/stream.py --all --smoke --data DATA

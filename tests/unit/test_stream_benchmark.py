@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -235,9 +236,27 @@ def test_what_is_missing_is_told(folder: Path, tmp_path: Path) -> None:
     assert "found none" in report.stderr
 
 
-def test_documented_commands_are_understood() -> None:
+def options_of() -> Any:
+    """What `stream_options.py` makes of a command line and the rows."""
     with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
-        parse = runpy.run_path(str(ROOT / "benchmarks" / "stream_options.py"))["options"]
+        return runpy.run_path(str(ROOT / "benchmarks" / "stream_options.py"))["options"]
+
+
+def test_a_smoke_run_writes_nothing_among_the_published_results() -> None:
+    places = {}
+    for words in ([], ["--smoke"], ["--smoke", "--out", "a", "--states", "b"]):
+        with mock.patch.object(sys, "argv", ["stream.py", *words]):
+            options = options_of()(None, ["mac"])
+        places[" ".join(words)] = (options.out, options.states)
+    assert places == {
+        "": (ROOT / "benchmarks/results/stream", ROOT / "runs/stream"),
+        "--smoke": (ROOT / "runs/smoke", ROOT / "runs/smoke-states"),
+        "--smoke --out a --states b": (Path("a"), Path("b")),
+    }
+
+
+def test_documented_commands_are_understood() -> None:
+    parse = options_of()
     text = (ROOT / "docs" / "benchmark.md").read_text()
     commands = re.findall(r"^python benchmarks/stream\.py (.*)$", text, flags=re.MULTILINE)
     commands += re.findall(r"`(--method [^`]*)`", text)
