@@ -63,14 +63,20 @@ def shown(argument: object) -> str:
 
 
 def code_commit() -> str:
-    """The last commit that changed code, "+" behind it if there are changes since; or unknown."""
+    """The last commit that changed code, "+" behind it if there are changes since; or unknown.
+
+    A Python file that git doesn't track is a change.
+    """
     here = Path(__file__).parent
     code = [":/cmt", ":/benchmarks/*.py", ":/recipes"]
     commit = _git(["log", "-1", "--format=%h", "--", *code], here)
     if not commit:
         return "unknown"
-    changed = _git(["status", "--porcelain", "--untracked-files=no", "--", *code], here)
-    return f"{commit}+" if changed else commit
+    status = _git(["status", "--porcelain", "--untracked-files=all", "--", *code], here)
+    changed = any(
+        not line.startswith("??") or line.rstrip('"').endswith(".py") for line in status.split("\n")
+    )
+    return f"{commit}+" if status and changed else commit
 
 
 def is_known(commit: str) -> bool:

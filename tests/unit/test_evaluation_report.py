@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from cmt.evaluation.report import markdown, newest
 from cmt.evaluation.results import (
     ResultStore,
     code_commit,
+    is_known,
     read_result,
     stamp,
     without_predictions,
@@ -84,6 +86,30 @@ def test_the_commit_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None
     assert code_commit() == "abc1234+"
     answers["log"] = ""
     assert code_commit() == "unknown"
+
+
+def test_a_python_file_that_git_does_not_know_is_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cmt").mkdir()
+    (tmp_path / "cmt" / "results.py").touch()
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), ("add", "."), (*author, "commit", "-qm", "code")):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "cmt" / "results.py"))
+    commit = code_commit()
+    assert is_known(commit)
+    for name in ("notes.py", "cmt/weights.bin"):
+        (tmp_path / name).touch()
+    assert code_commit() == commit
+    for folder in ("cmt/new", "benchmarks", "recipes"):
+        file = tmp_path / folder / "a new.py"
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        assert code_commit() == f"{commit}+"
+        file.unlink()
+    (tmp_path / "cmt" / "results.py").write_text("changed = True")
+    assert code_commit() == f"{commit}+"
 
 
 def test_answers_are_left_out() -> None:

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from cmt.datasets.qa import QADataset
+from cmt.errors import InputError
 from cmt.methods import ABLATIONS, METHODS
 from cmt.methods.fine_tuning import FineTuning
 from cmt.records import Document
@@ -234,6 +235,30 @@ def test_what_is_missing_is_told(folder: Path, tmp_path: Path) -> None:
     assert "not measured: kv_memory" in row.stderr
     report = run("report.py", "--results", tmp_path, "--out", tmp_path / "x.md")
     assert "found none" in report.stderr
+
+
+def test_recipe_and_spans_are_known_by_their_content(tmp_path: Path) -> None:
+    with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
+        made = runpy.run_path(str(ROOT / "benchmarks" / "stream_data.py"))
+    names = []
+    for number, text in enumerate(("a", "b", "a")):
+        file = tmp_path / str(number) / "mine.py"
+        file.parent.mkdir()
+        file.write_text(text)
+        spans = made["told"](replace(METHODS["salient_spans"].config, spans=str(file)))["spans"]
+        assert made["recipe_name"](file, METHODS["kv_trained"].config) == spans
+        assert made["recipe_name"](file, METHODS["mac"].config) == "mine.py"
+        names.append(spans)
+    assert names[0] == names[2] != names[1]
+    assert names[0] == "mine.py ca978112ca1b"  # of SHA-256 the beginning
+    assert made["told"](METHODS["salient_spans"].config)["spans"] == ""
+    for what, tell in (
+        ("a recipe", lambda: made["recipe_name"](tmp_path / "no", METHODS["kv_trained"].config)),
+        ("salient spans",
+         lambda: made["told"](replace(METHODS["salient_spans"].config, spans="no"))),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"expected {what} in .*no, got: "):
+            tell()
 
 
 def options_of() -> Any:
