@@ -200,7 +200,9 @@ def test_costs_are_a_part_of_their_own(folder: Path) -> None:
         (file,) = (folder / "results").glob(f"{row}-costs-*.json")
         record = json.loads(file.read_text())
         grows = row == "gold_text"
-        assert record["result"].keys() == {"documents", "questions", "learned", "costs"}
+        assert record["result"].keys() == {
+            "documents", "questions", "learned", "load", "cores", "costs",
+        }  # fmt: skip
         assert record["result"]["documents"] == record["settings"]["cost_documents"] == 6
         assert record["result"]["questions"] == record["settings"]["cost_questions"] == 3
         assert record["result"]["learned"] == (20 if grows else 6)
