@@ -3,7 +3,7 @@ r"""Methods on a stream of documents: one command from data to results.
 A row's parts (its settings' choice on the validation split, the stream with what it cost and
 what was forgotten, retention, robustness, costs alone) are a JSON file each in
 ``benchmarks/results/stream``, found again by settings and commit: a run that was cut short goes on
-where it stopped. Trained weights are in ``runs/stream``. docs/benchmark.md has every row's command.
+where it stopped. Trained weights, and all of a smoke run, are in ``runs``: docs/benchmark.md.
 
     python benchmarks/stream.py --method cmt_paper --data DATA --device cuda --minutes 5
     python benchmarks/stream.py --all --smoke --data DATA
@@ -136,13 +136,13 @@ class Run:
             "questions": len(self.data.stream.questions),
             "base_model": shown(options.model),
             "checkpoint": stream_data.checkpoint_name(options.checkpoint, options.model, config),
-            "recipe": str(options.recipe.name),
+            "recipe": stream_data.recipe_name(options.recipe, config),
             "minutes": options.minutes,
             "steps": 2 if options.smoke and not options.steps else options.steps,
             "seed": options.seed,
             "batch_size": options.batch_size,
             "device": self.device.type,
-            "config": asdict(config),
+            "config": stream_data.told(config),
             **more,
         }
 

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,31 @@ def checkpoint_name(given: Path | None, model: str, config: Any) -> str:
     if folder is None or not isinstance(config, KvMemoryConfig):
         return name
     return f"{name} {_digest(folder)[:12]}"
+
+
+def recipe_name(file: Path, config: Any) -> str:
+    """How key/value memory is trained: the recipe's name and a digest of its text."""
+    if not isinstance(config, KvMemoryConfig):
+        return file.name
+    return f"{file.name} {_file_digest(file, 'a recipe')}"
+
+
+def told(config: Any) -> dict[str, Any]:
+    """A configuration as results tell it: of a file of spans the name and a digest."""
+    own = asdict(config)
+    if own.get("spans"):
+        file = Path(own["spans"])
+        own["spans"] = f"{file.name} {_file_digest(file, 'salient spans')}"
+    return own
+
+
+@cache
+def _file_digest(file: Path, what: str) -> str:
+    """Of a file's content; once a run."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise InputError(f"expected {what} in {file}, got: {error}") from error
 
 
 @cache

@@ -17,6 +17,7 @@ PARTS = ("stream", "retention", "robustness", "costs")
 USUAL = PARTS[:3]  # the stream tells costs too; alone they are measured where nothing else runs
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 HERE = Path(__file__).parent
+RUNS = HERE.parent / "runs"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,14 +77,18 @@ def options(description: str | None, rows: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, help="compressor of kv_memory")
     parser.add_argument("--recipe", type=Path, default=HERE.parent / "recipes/smollm2_135m.py")
-    parser.add_argument("--states", type=Path, default=HERE.parent / "runs/stream")
-    parser.add_argument("--out", type=Path, default=HERE / "results/stream")
+    states, out = "runs/stream or runs/smoke-states", "benchmarks/results/stream or runs/smoke"
+    parser.add_argument("--states", type=Path, help=f"trained weights; default: {states}")
+    parser.add_argument("--out", type=Path, help=f"results; default: {out}")
     parser.add_argument("--commit", help="of the code, where there is no repository to ask")
     spans = "find the salient spans of all documents, write them, stop"
     parser.add_argument("--save-spans", type=Path, metavar="FILE", help=spans)
     for size in fields(Sizes):
         parser.add_argument(f"--{size.name.replace('_', '-')}", type=int)
-    return parser.parse_args()
+    chosen = parser.parse_args()
+    chosen.out = chosen.out or (RUNS / "smoke" if chosen.smoke else HERE / "results/stream")
+    chosen.states = chosen.states or RUNS / ("smoke-states" if chosen.smoke else "stream")
+    return chosen
 
 
 def candidates(

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
+RESULTS, SMOKE = HERE / "results/stream", HERE.parent / "runs/smoke"  # stream.py's, without torch
 LAST = 60  # seconds before the end no timed job is begun any more
 TRIES = 2
 
@@ -53,7 +54,10 @@ PASS = ("--parts", "stream", "retention")
 WHOLE = ("--parts", "stream", "retention", "robustness", "--shares", "0", "1")
 ABLATED = (*STREAM, "--no-forgetting")
 
-SETTINGS = {"spans": {"salient_spans"}, "dense_model": {"dense_top1"}}
+SETTINGS = {
+    "spans": {"salient_spans"},
+    "dense_model": {"dense_top1", "dense_top3", "dense_top5"},
+}
 """What is told to some rows only."""
 
 
@@ -103,7 +107,7 @@ JOBS: dict[str, tuple[Job, ...]] = {
     ),
     "tuned": with_costs(
         Job(rows=("tuned_closed_book", "tuned_bm25_top1", "tuned_gold_text"), options=STREAM,
-            trains=2),
+            trains=2, gigabytes=45),
     ),
     "dense": with_costs(Job(rows=("dense_top1", "dense_top3", "dense_top5"), options=STREAM)),
     "ablation": (
@@ -287,7 +291,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=int, default=78, metavar="GB",
                         help="of memory that jobs at once take, at most (%(default)s)")  # fmt: skip
     parser.add_argument("--commit", help="of the code, where there is no repository to ask")
-    parser.add_argument("--out", type=Path, default=HERE / "results/stream")
+    parser.add_argument("--out", type=Path, help="results; default: as of stream.py")
     parser.add_argument("--logs", type=Path, default=HERE.parent / "runs/table")
     parser.add_argument("--spans", type=Path, help="saved ones, where spaCy isn't")
     parser.add_argument("--dense-model", type=Path, help="folder of the embedding model")
@@ -295,6 +299,7 @@ def main() -> None:
     parser.add_argument("--quiet-after", type=float, default=15, metavar="SECONDS",
                         help="a timed job's start that needs no quiet")  # fmt: skip
     options, more = parser.parse_known_args()
+    options.out = options.out or (SMOKE if "--smoke" in more else RESULTS)
     for name in ("side_by_side", "gigabytes"):
         if getattr(options, name) < 1:
             parser.error(f"expected --{name.replace('_', '-')} of at least 1")

@@ -101,15 +101,23 @@ def _costs(methods: Mapping[str, Record]) -> str:
         if record["part"] == "costs":
             result = record["result"]
             on = f"{result['documents']:,} documents and {result['questions']:,} questions"
-            alone.setdefault(on, []).append(title(name))
+            alone.setdefault(on, []).append(f"{title(name)} ({_load(result)})")
     notes = [
-        f"Measured with nothing else running on the device, on {on}: {'; '.join(names)}."
+        f"Measured in a part of its own, on {on}, in brackets the machine's load average in the "
+        f"minute before: {'; '.join(names)}."
         for on, names in alone.items()
     ]
     if len(methods) > sum(len(names) for names in alone.values()):
         rows = "The other rows" if alone else "These rows"
         notes.append(f"{rows}: over the whole stream, whatever else ran beside it.")
     return "\n".join([*lines, "", " ".join(notes)])
+
+
+def _load(result: Record) -> str:
+    """How busy the machine was when costs were measured; results of old don't tell."""
+    if "load" not in result:
+        return "not recorded"
+    return f"{result['load']:.1f} on {result['cores']} cores"
 
 
 def _forgetting(methods: Mapping[str, Record]) -> str:

@@ -63,14 +63,25 @@ def shown(argument: object) -> str:
 
 
 def code_commit() -> str:
-    """The last commit that changed code, "+" behind it if there are changes since; or unknown."""
+    """The last commit that changed code, "+" behind it if there are changes since; or unknown.
+
+    A Python file that git doesn't track is a change.
+    """
     here = Path(__file__).parent
     code = [":/cmt", ":/benchmarks/*.py", ":/recipes"]
     commit = _git(["log", "-1", "--format=%h", "--", *code], here)
     if not commit:
         return "unknown"
-    changed = _git(["status", "--porcelain", "--untracked-files=no", "--", *code], here)
-    return f"{commit}+" if changed else commit
+    status = _git(["status", "--porcelain", "--untracked-files=all", "--", *code], here)
+    changed = any(
+        not line.startswith("??") or line.rstrip('"').endswith(".py") for line in status.split("\n")
+    )
+    return f"{commit}+" if status and changed else commit
+
+
+def is_known(commit: str) -> bool:
+    """Whether a commit, as `code_commit` tells it, is exactly the code that ran."""
+    return commit != "unknown" and not commit.endswith("+")
 
 
 def _git(arguments: list[str], folder: Path) -> str:
@@ -93,7 +104,7 @@ class ResultStore:
 
     def is_known(self) -> bool:
         """Whether the code is exactly that of a commit."""
-        return self.commit != "unknown" and not self.commit.endswith("+")
+        return is_known(self.commit)
 
     def file(self, row: str, part: str, settings: Any) -> Path:
         """Where the result of a row's part with these settings is."""

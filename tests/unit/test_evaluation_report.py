@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from cmt.evaluation.report import markdown, newest
 from cmt.evaluation.results import (
     ResultStore,
     code_commit,
+    is_known,
     read_result,
     stamp,
     without_predictions,
@@ -86,6 +89,30 @@ def test_the_commit_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None
     assert code_commit() == "unknown"
 
 
+def test_a_python_file_that_git_does_not_know_is_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cmt").mkdir()
+    (tmp_path / "cmt" / "results.py").touch()
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), ("add", "."), (*author, "commit", "-qm", "code")):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "cmt" / "results.py"))
+    commit = code_commit()
+    assert is_known(commit)
+    for name in ("notes.py", "cmt/weights.bin"):
+        (tmp_path / name).touch()
+    assert code_commit() == commit
+    for folder in ("cmt/new", "benchmarks", "recipes"):
+        file = tmp_path / folder / "a new.py"
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        assert code_commit() == f"{commit}+"
+        file.unlink()
+    (tmp_path / "cmt" / "results.py").write_text("changed = True")
+    assert code_commit() == f"{commit}+"
+
+
 def test_answers_are_left_out() -> None:
     plain = without_predictions({"a": [run_stream(Forgetful(), DATA).scores]})
     assert "predictions" not in plain["a"][0]
@@ -123,10 +150,14 @@ def test_costs_measured_alone_are_told_instead(store: ResultStore) -> None:
     for record in records:
         if record["part"] == "stream":
             record["result"]["costs"]["learn_seconds"] = 7.0
-    assert "nothing else running" not in markdown(records, DATASET)
+    assert "part of its own" not in markdown(records, DATASET)
     for row in ("mac", "camels", "cmt_paper_without_matching"):
         made = without_predictions(measure_costs(Forgetful(), DATA, learned=12, asked=7))
         made["costs"]["learn_seconds"] = 5.0
+        assert (made["cores"], made["load"] >= 0) == (os.cpu_count(), True)
+        made |= {"load": 1.25, "cores": 16}
+        if row == "camels":  # of a time when it wasn't recorded
+            del made["load"], made["cores"]
         file = store.save(row, "costs", settings(), made, MADE)
         records.append(read_result(file))
     text = markdown(records, DATASET)
@@ -138,8 +169,9 @@ def test_costs_measured_alone_are_told_instead(store: ResultStore) -> None:
         ["| CaMeLS", MADE.hardware, "5.0000"],  # no stream of it was measured
     ]
     assert table.strip().splitlines()[-1] == (
-        "Measured with nothing else running on the device, on 12 documents and 7 questions: "
-        "MAC; CaMeLS. The other rows: over the whole stream, whatever else ran beside it."
+        "Measured in a part of its own, on 12 documents and 7 questions, in brackets the machine's "
+        "load average in the minute before: MAC (1.2 on 16 cores); CaMeLS (not recorded). "
+        "The other rows: over the whole stream, whatever else ran beside it."
     )
     assert "MAC: stream, retention, robustness, costs; CaMeLS: costs" in text.replace(
         "; paper's form, without self-matching: costs", ""

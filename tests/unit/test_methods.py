@@ -13,8 +13,6 @@ from tests.unit import method_pieces
 ROWS = {**METHODS, **ABLATIONS}
 DATA = small.dataset(20)
 ASKED = [question.text for question in DATA.questions][:10]
-FINDS = ("gold_text", "bm25", "dense", "kv_", "cmt_paper", "tuned_gold", "tuned_bm25")
-TUNES = ("uniform", "salient_spans", "camels")
 
 
 @pytest.fixture(scope="module", params=list(ROWS))
@@ -37,7 +35,7 @@ def method(row: Row, folder: Path) -> Method:
     return method_pieces.build(row, folder)
 
 
-def test_learning_and_answering(method: Method, name: str) -> None:
+def test_learning_and_answering(method: Method, row: Row) -> None:
     method.reset()
     method.learn(DATA.documents[:12])
     method.learn(DATA.documents[12:])
@@ -45,8 +43,7 @@ def test_learning_and_answering(method: Method, name: str) -> None:
     assert len(replies) == len(ASKED)
     assert all(isinstance(reply.text, str) and reply.text_tokens > 0 for reply in replies)
     found = [reply.documents for reply in replies]
-    if name.startswith(FINDS) and name != "cmt_paper_without_top_k":
-        assert all(found)
+    assert [bool(own) for own in found] == [row.finds] * len(ASKED)
     for own in found:
         assert len(set(own)) == len(own) <= 5
         assert all(0 <= number < 20 for number in own)
@@ -65,7 +62,7 @@ def test_two_calls_learn_what_one_learns_and_reset_forgets(method: Method) -> No
     assert [reply.text for reply in method.answer(ASKED)] == [reply.text for reply in twice]
 
 
-def test_bytes_grow_with_documents_or_a_copy_is_kept(method: Method, name: str) -> None:
+def test_bytes_grow_with_documents_or_a_copy_is_kept(method: Method, row: Row, name: str) -> None:
     method.reset()
     none = method.stored()
     assert none.documents == 0
@@ -74,18 +71,18 @@ def test_bytes_grow_with_documents_or_a_copy_is_kept(method: Method, name: str) 
     assert stored.fixed == none.fixed
     if name == "closed_book":
         assert stored.documents == stored.fixed == 0
-    elif name in (*TUNES, "tuned_closed_book"):
+    elif row.tunes or name == "tuned_closed_book":
         assert stored.documents == 0
         assert stored.fixed > 0
     else:
         assert stored.documents > 0
 
 
-def test_learning_writes_no_weight_but_a_copys(method: Method, name: str) -> None:
+def test_learning_writes_no_weight_but_a_copys(method: Method, row: Row) -> None:
     method.reset()
     before = method.reader.digest()
     method.learn(DATA.documents)
-    assert (method.reader.digest() == before) == (name not in TUNES)
+    assert (method.reader.digest() == before) == (not row.tunes)
     method.reset()
     assert method.reader.digest() == before
 

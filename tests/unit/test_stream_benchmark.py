@@ -12,14 +12,16 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 
 from cmt.datasets.qa import QADataset
+from cmt.errors import InputError
 from cmt.methods import ABLATIONS, METHODS
 from cmt.methods.fine_tuning import FineTuning
 from cmt.records import Document
@@ -142,11 +144,18 @@ def test_rows_are_measured_once_and_reported(folder: Path) -> None:
     other = stream(folder, "--method", "uniform", *fewer)
     assert "uniform choice: measured before" in other.stdout  # of another stream, the same choice
     assert "uniform stream: measured before" not in other.stdout
-    report = run("report.py", "--results", folder / "results", "--out", folder / "stream.md")
+    made = ("report.py", "--results", folder / "results", "--out", folder / "stream.md")
+    report = run(*made, "--model", "model")
     assert report.returncode == 0, report.stderr
+    assert "left out: mac stream, abc1234, " in report.stdout
+    assert ": documents=4, not 64\n" in report.stdout  # a smoke run's
+    assert "\n| MAC |" not in (folder / "stream.md").read_text()
+    assert "found none" in run(*made).stderr  # of another base model
+    assert "left out" not in run(*made, "--drafts").stdout
     text = (folder / "stream.md").read_text()
     headings = re.findall("^## (.*)$", text, flags=re.MULTILINE)
     assert headings == ["streamingqa-test-stream-12", "streamingqa-test-stream-20"]
+    assert "\n| MAC |" in text
     assert "| *published MAC* | *Llama-2-7B* | *1665* | – | – | 14.29 | 21.79 | – | – |" in text
 
 
@@ -191,7 +200,9 @@ def test_costs_are_a_part_of_their_own(folder: Path) -> None:
         (file,) = (folder / "results").glob(f"{row}-costs-*.json")
         record = json.loads(file.read_text())
         grows = row == "gold_text"
-        assert record["result"].keys() == {"documents", "questions", "learned", "costs"}
+        assert record["result"].keys() == {
+            "documents", "questions", "learned", "load", "cores", "costs",
+        }  # fmt: skip
         assert record["result"]["documents"] == record["settings"]["cost_documents"] == 6
         assert record["result"]["questions"] == record["settings"]["cost_questions"] == 3
         assert record["result"]["learned"] == (20 if grows else 6)
@@ -228,9 +239,51 @@ def test_what_is_missing_is_told(folder: Path, tmp_path: Path) -> None:
     assert "found none" in report.stderr
 
 
-def test_documented_commands_are_understood() -> None:
+def test_recipe_and_spans_are_known_by_their_content(tmp_path: Path) -> None:
     with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
-        parse = runpy.run_path(str(ROOT / "benchmarks" / "stream_options.py"))["options"]
+        made = runpy.run_path(str(ROOT / "benchmarks" / "stream_data.py"))
+    names = []
+    for number, text in enumerate(("a", "b", "a")):
+        file = tmp_path / str(number) / "mine.py"
+        file.parent.mkdir()
+        file.write_text(text)
+        spans = made["told"](replace(METHODS["salient_spans"].config, spans=str(file)))["spans"]
+        assert made["recipe_name"](file, METHODS["kv_trained"].config) == spans
+        assert made["recipe_name"](file, METHODS["mac"].config) == "mine.py"
+        names.append(spans)
+    assert names[0] == names[2] != names[1]
+    assert names[0] == "mine.py ca978112ca1b"  # of SHA-256 the beginning
+    assert made["told"](METHODS["salient_spans"].config)["spans"] == ""
+    for what, tell in (
+        ("a recipe", lambda: made["recipe_name"](tmp_path / "no", METHODS["kv_trained"].config)),
+        ("salient spans",
+         lambda: made["told"](replace(METHODS["salient_spans"].config, spans="no"))),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"expected {what} in .*no, got: "):
+            tell()
+
+
+def options_of() -> Any:
+    """What `stream_options.py` makes of a command line and the rows."""
+    with mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]):
+        return runpy.run_path(str(ROOT / "benchmarks" / "stream_options.py"))["options"]
+
+
+def test_a_smoke_run_writes_nothing_among_the_published_results() -> None:
+    places = {}
+    for words in ([], ["--smoke"], ["--smoke", "--out", "a", "--states", "b"]):
+        with mock.patch.object(sys, "argv", ["stream.py", *words]):
+            options = options_of()(None, ["mac"])
+        places[" ".join(words)] = (options.out, options.states)
+    assert places == {
+        "": (ROOT / "benchmarks/results/stream", ROOT / "runs/stream"),
+        "--smoke": (ROOT / "runs/smoke", ROOT / "runs/smoke-states"),
+        "--smoke --out a --states b": (Path("a"), Path("b")),
+    }
+
+
+def test_documented_commands_are_understood() -> None:
+    parse = options_of()
     text = (ROOT / "docs" / "benchmark.md").read_text()
     commands = re.findall(r"^python benchmarks/stream\.py (.*)$", text, flags=re.MULTILINE)
     commands += re.findall(r"`(--method [^`]*)`", text)
