@@ -30,7 +30,7 @@ class Aggregation:
             memory counts more, above 1 less.
     """
 
-    how: str = "concatenate"
+    how: str = "posterior"
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -72,4 +72,5 @@ class Aggregation:
         return aggregate_resident(memories, chosen_QM, weights_QM)
 
 
-CONCATENATED = Aggregation()
+DEFAULT_AGGREGATION = Aggregation()
+"""The best on validation where several memories are read (docs/LOG.md); one is read alike."""

@@ -29,7 +29,7 @@ from typing import TypeVar, Unpack, overload
 import torch
 
 from cmt import prompts, weights
-from cmt.aggregating import CONCATENATED, Aggregation
+from cmt.aggregating import DEFAULT_AGGREGATION, Aggregation
 from cmt.aggregation import Prefix
 from cmt.answering import AloneOptions, AskOptions, Found, Reading, batches, without_memory
 from cmt.bank import Bank
@@ -308,7 +308,7 @@ class Memory(Holdings):
         *,
         top_k: int = DEFAULT_TOP_K,
         rerank: int = DEFAULT_RERANK,
-        aggregation: Aggregation = CONCATENATED,
+        aggregation: Aggregation = DEFAULT_AGGREGATION,
         sampling: Sampling = GREEDY,
         batch_size: int = BATCH_SIZE,
         min_score: float | None = DEFAULT_MIN_SCORE,
@@ -350,7 +350,7 @@ class Memory(Holdings):
         *,
         top_k: int = DEFAULT_TOP_K,
         rerank: int = DEFAULT_RERANK,
-        aggregation: Aggregation = CONCATENATED,
+        aggregation: Aggregation = DEFAULT_AGGREGATION,
         sampling: Sampling = GREEDY,
         min_score: float | None = DEFAULT_MIN_SCORE,
         prefer_later: bool = True,
@@ -381,7 +381,7 @@ class Memory(Holdings):
         chat: bool = False,
         top_k: int = DEFAULT_TOP_K,
         rerank: int = DEFAULT_RERANK,
-        aggregation: Aggregation = CONCATENATED,
+        aggregation: Aggregation = DEFAULT_AGGREGATION,
         sampling: Sampling = GREEDY,
         min_score: float | None = DEFAULT_MIN_SCORE,
         prefer_later: bool = True,
@@ -432,7 +432,7 @@ class Memory(Holdings):
 
         None where the filters select nothing.
         """
-        search = _search(top_k, rerank, prefer_later, CONCATENATED, lexical)
+        search = _search(top_k, rerank, prefer_later, DEFAULT_AGGREGATION, lexical)
         selection, asked = select(**filters), prompts.checked([question])
         tokens = prompts.plain(self._base, asked, self._start, 1)
         (found,) = self._finder.find(asked, tokens, search, selection, with_tensors=False)

@@ -90,7 +90,7 @@ def ask(  # noqa: PLR0913
     """  # noqa: D301
     if not questions and _stdin_is_a_terminal():
         raise click.UsageError("Expected a question, or questions on standard input.")
-    from cmt.aggregating import CONCATENATED, Aggregation
+    from cmt.aggregating import DEFAULT_AGGREGATION, Aggregation
     from cmt.generation import Sampling
     from cmt.memory import BATCH_SIZE, DEFAULT_MIN_SCORE, DEFAULT_RERANK, DEFAULT_TOP_K, Memory
 
@@ -112,7 +112,7 @@ def ask(  # noqa: PLR0913
                     batch,
                     top_k=top_k or DEFAULT_TOP_K,
                     rerank=DEFAULT_RERANK if rerank is None else rerank,
-                    aggregation=Aggregation(how=aggregate) if aggregate else CONCATENATED,
+                    aggregation=Aggregation(how=aggregate) if aggregate else DEFAULT_AGGREGATION,
                     sampling=sampling,
                     min_score=DEFAULT_MIN_SCORE if min_score is None else min_score,
                     lexical=lexical,

@@ -97,12 +97,13 @@ def evaluate(  # noqa: PLR0913, PLR0917
     import numpy as np
     from tqdm import tqdm
 
-    from cmt.aggregating import Aggregation
+    from cmt.aggregating import DEFAULT_AGGREGATION, Aggregation
     from cmt.datasets import load_squad, stream
     from cmt.evaluation import qa
     from cmt.opening import load_compressor
 
-    aggregation = Aggregation(how=aggregate or "concatenate", temperature=match_temperature)
+    how = aggregate or DEFAULT_AGGREGATION.how
+    aggregation = Aggregation(how=how, temperature=match_temperature)
     data = load_squad(dataset, split="dev" if dataset.is_dir() else None, strict=False)
     if bank_size is not None:
         data = stream(data, bank_size)

@@ -63,7 +63,7 @@ aggregate_option = click.option(
     "--aggregate",
     type=click.Choice(["concatenate", "mix", "posterior"]),
     help="How several memories are read: side by side; separately, their distributions mixed; "
-    "or mixed by how well each explains the answer so far.  [default: the library's, concatenate]",
+    "or mixed by how well each explains the answer so far.  [default: the library's, posterior]",
 )
 min_score_option = click.option(
     "--min-score",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmt.aggregating import CONCATENATED, Aggregation
+from cmt.aggregating import DEFAULT_AGGREGATION, Aggregation
 from cmt.compressor import Compressor
 from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
@@ -86,7 +86,7 @@ def evaluate(  # noqa: PLR0913
     rerank: int = 0,
     shortlist: int = SHORTLIST,
     lexical: float = 0.0,
-    aggregation: Aggregation = CONCATENATED,
+    aggregation: Aggregation = DEFAULT_AGGREGATION,
     bank: ResidentBank | None = None,
     memory_tokens: int | None = None,
     batch_size: int = 32,
