@@ -57,7 +57,7 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
 
 
 def prefix_exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """The EM that CaMeLS, MAC and MBC report, CMT's figures beside theirs: easier than SQuAD's.
+    """The EM that CaMeLS, MAC and MBC report, CMT's figures beside theirs; not SQuAD's.
 
     In those codebases' `exact_match(prediction, truth, match_length=False)` the target is one
     gold answer, the shortest in characters (the first of equals). Prediction and target are both

@@ -1,4 +1,4 @@
-"""The shipped compressor: SmolLM2-135M-Instruct, 32 memory tokens, SQuAD v1.1's training part.
+"""The first of three runs behind the shipped compressor: 32 memory tokens, SQuAD v1.1.
 
 Run on one H200 with::
 
@@ -13,7 +13,7 @@ from cmt.training import BatchConfig, ObjectiveConfig, TrainingConfig
 
 
 def recipe() -> TrainingConfig:
-    """The run whose result is in `cmt/checkpoints/smollm2-135m`; docs/LOG.md says what came out."""
+    """The first run; docs/LOG.md says what came out."""
     return TrainingConfig(
         base_model="smollm2-135m",
         held_out_articles=20,

@@ -1,4 +1,4 @@
-"""The shipped compressor's second run: what the first one learned, on changed and made data.
+"""The second of three runs behind the shipped compressor: on changed and made data.
 
 The first run (`smollm2_135m.py`) saw SQuAD's training paragraphs 21 times and knew its answers by
 heart. This one begins with its weights and goes on over the same paragraphs cropped and joined,
@@ -18,7 +18,7 @@ from cmt.training import BatchConfig, ObjectiveConfig, TrainingConfig
 
 
 def recipe() -> TrainingConfig:
-    """The run whose result is in `cmt/checkpoints/smollm2-135m`; docs/LOG.md says what came out."""
+    """The second run; docs/LOG.md says what came out."""
     return TrainingConfig(
         base_model="smollm2-135m",
         held_out_articles=20,

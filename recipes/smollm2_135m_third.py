@@ -1,4 +1,4 @@
-"""A third run for the shipped compressor, to be measured: harder negatives, thinned questions.
+"""The third run behind the shipped compressor: harder negatives, re-ranking trained.
 
 In the second run (`smollm2_135m_further.py`) 99.5% of the questions found their document among the
 192 of a batch, while one in six of SQuAD dev's did not find it among 2,067: matching had nothing
@@ -19,7 +19,7 @@ from cmt.training import BatchConfig, ObjectiveConfig, TrainingConfig
 
 
 def recipe() -> TrainingConfig:
-    """A run begun from the shipped checkpoint; docs/LOG.md says how far it came."""
+    """The run whose result is in `cmt/checkpoints/smollm2-135m`; docs/LOG.md says what came out."""
     return TrainingConfig(
         base_model="smollm2-135m",
         held_out_articles=20,

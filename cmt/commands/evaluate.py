@@ -84,7 +84,7 @@ def evaluate(  # noqa: PLR0913, PLR0917
     """Learn a SQuAD-format DATASET's documents, ask its questions, score the answers.
 
     DATASET is a file, or a folder with dev-v1.1.json. The scores are SQuAD's EM and F1, the
-    easier prefix EM of CaMeLS, MAC and MBC, and recall: how often the right document is among
+    prefix EM of CaMeLS, MAC and MBC, and recall: how often the right document is among
     the best k memories. The row "given" has the right memory without searching for it.
 
     \b
