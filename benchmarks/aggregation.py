@@ -132,7 +132,7 @@ def sample(data: QADataset, documents: int | None, questions: int | None) -> QAD
 
 def settings(options: argparse.Namespace) -> Iterator[tuple[int, Aggregation]]:
     """One memory once, it is the same in all ways; then every combination."""
-    yield 1, Aggregation()
+    yield 1, Aggregation(how="concatenate")
     for top_k in sorted(set(options.top_k) - {1}):
         for how in options.ways:
             for temperature in options.temperatures:

@@ -158,6 +158,12 @@ class BaseModel:
             self.run_packed(self.embed(tokens), place, run)
         return run.captured
 
+    @cached_property
+    def sink_memory(self) -> Tensor:
+        """The sink as a memory of one token is laid out: (L, 2, G, 1, E), in the model's dtype."""
+        layers = [torch.stack(pair) for pair in self.sink]
+        return torch.stack(layers).transpose(2, 3).to(self.dtype)
+
     def run_packed(self, embeddings_ND: Tensor, positions_N: Tensor, run: PackedPass) -> Tensor:
         """One packed pass; `run` says what is read before the tokens and what is captured.
 

@@ -174,19 +174,10 @@ def _prefilled(base: BaseModel, prefix: Prefix | None) -> tuple[DynamicCache, Te
         return cache, None
     rows = len(prefix.memories)
     memories = prefix.memories.to(device=base.device, dtype=base.dtype)
-    for layer, sink in enumerate(base.sink):
-        # (1, G, E) to (B, G, 1, E), then sink and memories side by side
-        pair = [
-            torch.cat(
-                [
-                    s.to(base.dtype).transpose(0, 1)[None].expand(rows, -1, -1, -1),
-                    memories[:, layer, part],
-                ],
-                dim=2,
-            )
-            for part, s in enumerate(sink)
-        ]
-        cache.update(pair[0], pair[1], layer)
+    sink = base.sink_memory.expand(rows, -1, -1, -1, -1, -1)
+    before = torch.cat([sink, memories], dim=4)  # of all layers at once
+    for layer, states in enumerate(before.unbind(1)):
+        cache.update(states[:, 0], states[:, 1], layer)
     sink_B1 = torch.zeros(rows, 1, device=base.device)
     return cache, torch.cat([sink_B1, prefix.log_weights_BP.to(base.device)], dim=1)
 

@@ -5,7 +5,10 @@ predicted a token of the answer, each layer's and head's attention sums to 1; th
 mean over those places, layers and heads. Attention is not explanation: it says where the model
 looked, not why it said what it said.
 
-Shape legend: H query heads, G key/value heads, T tokens read, S places attended to, E head size.
+Memories that are read separately have a row each, whose shares count as much as they match.
+
+Shape legend: R rows, M memories, H query heads, G key/value heads, T tokens read, S places attended
+to, E head size.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from cmt.aggregation import Prefix
 from cmt.answering import Reading
 from cmt.attention import packed_attention
 from cmt.generation import Sampling, stream
+from cmt.mixing import MixedPrefix
 
 _OBSERVED = "cmt-observed"
 _record: ContextVar[list[Tensor] | None] = ContextVar("attention weights", default=None)
@@ -47,13 +51,32 @@ def attention_share(reading: Reading, place: int, generated: Sequence[int]) -> A
         generated: The answer's tokens.
     """
     assert reading.prefix is not None
-    row = list(reading.answered).index(place)
-    prefix = reading.prefix
+    prefix, row = reading.prefix, list(reading.answered).index(place)
+    rows, weights_R = [row], torch.ones(1)
+    if isinstance(prefix, MixedPrefix):
+        rows = [number for number, owner in enumerate(prefix.owners) if owner == row]
+        weights_R = prefix.log_weights_QM[row, : len(rows)].softmax(0).cpu()
     own = Prefix(
-        memories=prefix.memories[row : row + 1],
-        log_weights_BP=prefix.log_weights_BP[row : row + 1],
-        tokens=(prefix.tokens[row],),
+        memories=prefix.memories[rows],
+        log_weights_BP=prefix.log_weights_BP[rows],
+        tokens=(prefix.tokens[row],) * len(rows),
     )
+    shares_RS = weights_R[:, None] * _shares(reading, place, own, generated)
+    end = 1 + own.memories.shape[4]
+    if isinstance(prefix, MixedPrefix):
+        memories_M = shares_RS[:, 1:end].sum(1)
+    else:
+        width = prefix.tokens[row] // max(1, len(reading.matches[place]))
+        memories_M = shares_RS[0, 1 : 1 + prefix.tokens[row]].view(-1, width).sum(1)
+    return AttentionShare(
+        memories=tuple(memories_M.tolist()),
+        sink=float(shares_RS[:, 0].sum()),
+        text=float(shares_RS[:, end:].sum()),
+    )
+
+
+def _shares(reading: Reading, place: int, own: Prefix, generated: Sequence[int]) -> Tensor:
+    """The attention of an answer after each row of `own`: the mean over its places, (R, S)."""
     base = reading.base
     tokens = [*reading.tokens[place], *generated[:-1]]
     usual = base.model.config._attn_implementation
@@ -62,22 +85,17 @@ def attention_share(reading: Reading, place: int, generated: Sequence[int]) -> A
     base.model.set_attn_implementation(_OBSERVED)
     try:
         steps = stream(
-            base, [tokens], own, start=reading.start, sampling=Sampling(max_new_tokens=1)
-        )
+            base, [tokens] * len(own.tokens), own, start=reading.start,
+            sampling=Sampling(max_new_tokens=1),
+        )  # fmt: skip
         next(steps, None)
     finally:
         base.model.set_attn_implementation(usual)
         _record.reset(token)
     predicting = max(1, len(generated))
-    # a layer's weights (1, H, T, S) to the mean over its heads and the answer's places, (S,)
-    shares_S = torch.stack([layer[0, :, -predicting:].mean((0, 1)) for layer in recorded]).mean(0)
-    end = 1 + own.memories.shape[4]
-    width = prefix.tokens[row] // max(1, len(reading.matches[place]))
-    return AttentionShare(
-        memories=tuple(shares_S[1 : 1 + prefix.tokens[row]].view(-1, width).sum(1).tolist()),
-        sink=float(shares_S[0]),
-        text=float(shares_S[end:].sum()),
-    )
+    # a layer's weights (R, H, T, S) to the mean over its heads and the answer's places, (R, S)
+    layers = [layer[:, :, -predicting:].mean((1, 2)) for layer in recorded]
+    return torch.stack(layers).mean(0).cpu()
 
 
 def _observed_attention(

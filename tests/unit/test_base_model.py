@@ -60,6 +60,9 @@ def test_dimensions(family: str, kv_heads: int) -> None:
     assert base.dtype == torch.float32
     assert base.max_positions == 1024
     assert [tuple(part.shape) for pair in base.sink for part in pair] == [(1, kv_heads, 8)] * 6
+    assert base.sink_memory.shape == (3, 2, kv_heads, 1, 8)
+    for layer, pair in zip(base.sink_memory, base.sink, strict=True):
+        assert all(torch.equal(own[:, 0], part[0]) for own, part in zip(layer, pair, strict=True))
 
 
 def test_end_tokens_are_the_tokenizers_and_the_generation_configurations() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from cmt.aggregating import Aggregation
 from cmt.aggregation import aggregate, matching_weights
 from cmt.compressor import Compressor
 from cmt.datasets.qa import QADataset, Question
@@ -81,8 +82,9 @@ def test_readings_are_the_questions_answered_alone(
     compressor: Compressor, dataset: QADataset
 ) -> None:
     result = evaluate(
-        compressor, dataset, top_k=(1, 3), batch_size=3, max_new_tokens=6, resamples=10
-    )
+        compressor, dataset, top_k=(1, 3), batch_size=3, max_new_tokens=6, resamples=10,
+        aggregation=Aggregation(how="concatenate"),
+    )  # fmt: skip
 
     def best(k: int) -> Any:
         return lambda scores, owners, right: scores.topk(k).indices.tolist()
@@ -112,7 +114,7 @@ def test_reranked_readings_are_those_questions_alone(
     scale = compressor.scale().item()
     result = evaluate(
         compressor, dataset, top_k=(1, 5), rerank=depth, bank=bank, batch_size=3, max_new_tokens=6,
-        resamples=10,
+        resamples=10, aggregation=Aggregation(how="concatenate"),
     )  # fmt: skip
     ranks = []
     for number, prompt in enumerate(prompts):

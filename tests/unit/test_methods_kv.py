@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 import torch
 
+from cmt.aggregating import Aggregation
 from cmt.errors import CheckpointError, InputError
 from cmt.evaluation.qa import evaluate
 from cmt.evaluation.stream import run_stream
@@ -26,8 +27,9 @@ ANSWERS = AnswerConfig(max_new_tokens=4, batch_size=8)
 def test_it_answers_as_evaluation_does(top_k: int, rerank: int, vector_size: int) -> None:
     compressor = small.compressor(vector_size=vector_size).eval().requires_grad_(False)
     expected = evaluate(
-        compressor, DATA, top_k=(top_k,), rerank=rerank, given=False, batch_size=8, max_new_tokens=4
-    )
+        compressor, DATA, top_k=(top_k,), rerank=rerank, given=False, batch_size=8,
+        max_new_tokens=4, aggregation=Aggregation(how="concatenate"),
+    )  # fmt: skip
     method = KvMemory(compressor, KvMemoryConfig(top_k=top_k, rerank=rerank), ANSWERS)
     result = run_stream(method, DATA, window=64)
     assert result.scores.predictions == expected.found[top_k].predictions

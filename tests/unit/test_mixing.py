@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cmt.aggregating import Aggregation
+from cmt.aggregating import DEFAULT_AGGREGATION, Aggregation
 from cmt.aggregation import Prefix, aggregate, aggregate_resident, matching_weights
 from cmt.compressor import Compressor
 from cmt.encoding import encode_documents
@@ -296,10 +296,11 @@ def test_the_choice_of_an_aggregation() -> None:
         assert torch.equal(found.memories, ragged.memories)
         assert way.is_separate is isinstance(found, MixedPrefix) is (how != "concatenate")
         assert getattr(found, "posterior", False) is (how == "posterior")
-    usual = Aggregation().resident_prefix(bank, chosen, scores)
+    usual = Aggregation(how="concatenate").resident_prefix(bank, chosen, scores)
     expected = aggregate_resident(bank, chosen, matching_weights(scores, 1.0))
     assert type(usual) is Prefix
     assert torch.equal(usual.log_weights_BP, expected.log_weights_BP)
+    assert DEFAULT_AGGREGATION == Aggregation(how="posterior")
 
 
 @pytest.mark.parametrize(
