@@ -2,6 +2,7 @@
 
     python benchmarks/lexical.py TRAIN --held-out 20 --out OUT.json      # to choose
     python benchmarks/lexical.py DEV --sums 0.2 --out OUT.json           # the final figure
+    python benchmarks/lexical.py DEV --bm25-alone --out OUT.json         # no model at all
 
 Every document of the set is learned, every question matched: by self-matching (key and late
 interaction), by BM25 alone, and by both: reciprocal-rank fusion (Cormack et al. 2009), and sums
@@ -16,15 +17,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cmt.datasets import hold_out, load_squad
+from cmt.bm25 import Texts
+from cmt.datasets import QADataset, hold_out, load_squad
 from cmt.evaluation.qa import document_ranks
 from cmt.evaluation.results import stamp
 from cmt.late_interaction import SHORTLIST
+from cmt.lexical import library
 from cmt.metrics import recall_at
 from cmt.opening import load_compressor
 from cmt.reading import question_tokens
@@ -61,6 +65,7 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--sums", type=float, nargs="*", default=list(SUMS))
     parser.add_argument("--rerank", type=int, default=0)
+    parser.add_argument("--bm25-alone", action="store_true", help="nothing is compressed")
     parser.add_argument("--questions", type=int, help="so many random ones")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--commit", help="of the code, where there is no repository to ask")
@@ -73,6 +78,9 @@ def main() -> None:
         drawn = np.random.default_rng(0).permutation(len(dataset.questions))[: options.questions]
         asked = tuple(dataset.questions[i] for i in sorted(drawn.tolist()))
         dataset = replace(dataset, questions=asked)
+    if options.bm25_alone:
+        write(options, dataset, torch.device("cpu"), "", [bm25_alone(dataset)])
+        return
     compressor = load_compressor(
         options.model, options.checkpoint, device=options.device, dtype=None, offline=None
     )
@@ -94,20 +102,47 @@ def main() -> None:
                     compressor, bank, prompts, found_QD, rerank, options.batch_size
                 )
             ranks = document_ranks(scores_QD, right_QD, bank.owners_D, len(dataset.documents))
-            recall = {k: 100 * recall_at(ranks, k) for k in (1, 3, 5, 10)}
-            rows.append({"way": name, "rerank": rerank, "recall": recall})
-            told = ", ".join(f"R@{k} {value:.1f}" for k, value in recall.items())
-            print(f"{name:<26} re-ranked {rerank:>2}: {told}", flush=True)
-    if options.out:
-        report = {
-            **asdict(stamp(base.device, options.commit)),
-            "compressor": compressor.fingerprint(),
-            "set": dataset.name,
-            "documents": len(dataset.documents),
-            "questions": len(dataset.questions),
-            "rows": rows,
-        }
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+            rows.append(row_of(name, rerank, ranks))
+    write(options, dataset, base.device, compressor.fingerprint(), rows)
+
+
+def bm25_alone(dataset: QADataset) -> dict[str, Any]:
+    """BM25 over the documents, without a model."""
+    texts = Texts(library(), [document.text for document in dataset.documents])
+    scores_QD = torch.from_numpy(texts.scores([question.text for question in dataset.questions]))
+    owners_D = torch.arange(len(dataset.documents))
+    right_Q = torch.tensor([question.document for question in dataset.questions])
+    right_QD = owners_D[None] == right_Q[:, None]
+    return row_of("BM25", 0, document_ranks(scores_QD, right_QD, owners_D, len(owners_D)))
+
+
+def row_of(way: str, rerank: int, ranks: list[int | None]) -> dict[str, Any]:
+    """A row of the results, told."""
+    recall = {k: 100 * recall_at(ranks, k) for k in (1, 3, 5, 10)}
+    told = ", ".join(f"R@{k} {value:.1f}" for k, value in recall.items())
+    print(f"{way:<26} re-ranked {rerank:>2}: {told}", flush=True)
+    return {"way": way, "rerank": rerank, "recall": recall}
+
+
+def write(
+    options: argparse.Namespace,
+    dataset: QADataset,
+    device: torch.device,
+    compressor: str,
+    rows: list[dict[str, Any]],
+) -> None:
+    """The results, where a file is wanted."""
+    if not options.out:
+        return
+    report = {
+        **asdict(stamp(device, options.commit)),
+        "compressor": compressor,
+        "set": dataset.name,
+        "documents": len(dataset.documents),
+        "questions": len(dataset.questions),
+        "rows": rows,
+    }
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

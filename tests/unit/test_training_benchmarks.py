@@ -147,6 +147,17 @@ def test_a_lexical_partner(folder: Path) -> None:
     assert rows["logit + 9 BM25", 0]["1"] > rows["self-matching", 0]["1"]
 
 
+def test_bm25_alone(folder: Path) -> None:
+    out = folder / "bm25.json"
+    ran = run(
+        "lexical.py", folder / "squad" / "train-v1.1.json", "--bm25-alone", "--commit", "abc1234",
+        "--out", out,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    [row] = json.loads(out.read_text())["rows"]
+    assert row["way"] == "BM25" and 0 < row["recall"]["1"] <= row["recall"]["5"] <= 100
+
+
 def test_a_weight_of_likelihood(folder: Path) -> None:
     out = folder / "weights.json"
     ran = run(
