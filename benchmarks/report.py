@@ -8,6 +8,7 @@ python benchmarks/report.py --out benchmarks/results/stream.md --plots benchmark
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 from cmt.evaluation.comparable import Table, sift
@@ -39,7 +40,8 @@ def main() -> None:
         table = Table(base_model=options.model, seed=options.seed, recipe=options.recipe)
         shown, left_out = sift(shown, table)
         print("".join(f"left out: {what}\n" for what in left_out), end="")
-    datasets = sorted({record["settings"]["dataset"] for record in shown})
+    counts = Counter(record["settings"]["dataset"] for record in shown)
+    datasets = sorted(counts, key=lambda name: (-counts[name], name))  # the fullest table first
     chosen = [name for name in datasets if options.dataset in (None, name)]
     if not chosen:
         raise SystemExit(f"expected results in {options.results}, found none: {datasets}")
