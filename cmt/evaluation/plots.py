@@ -12,6 +12,7 @@ from cmt.methods import ABLATIONS
 from cmt.methods.retrievers import imported
 
 HALF = 0.5  # of the width: names of points further right stand left of them
+WIDE, LINE = 0.15, 0.022  # of width and height: names so near each other stand one above the other
 
 
 def draw(records: Sequence[Record], dataset: str, folder: Path) -> list[Path]:
@@ -77,11 +78,18 @@ def _against(methods: Mapping[str, Record], label: str, measure: Any, file: Path
         axes.scatter(x, y)
     axes.set_xscale("symlog", linthresh=1)
     axes.set(xlabel=label, ylabel="F1, percent", ylim=(0, None))
-    for name, x, y in points:
-        across = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0]
+    figure.draw_without_rendering()  # settles where points lie
+    named: list[tuple[float, float]] = []
+    for name, x, y in sorted(points, key=lambda point: point[2]):
+        across, up = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
         side, away = ("right", -4) if across > HALF else ("left", 4)
+        height = up
+        while any(abs(across - a) < WIDE and height < b + LINE for a, b in named):
+            height = min(b + LINE for a, b in named if abs(across - a) < WIDE and height < b + LINE)
+        named.append((across, height))
+        points_up = 2 + (height - up) * axes.get_window_extent().height * 72 / figure.dpi
         axes.annotate(
-            name, (x, y), fontsize=6, ha=side, xytext=(away, 2), textcoords="offset points"
+            name, (x, y), fontsize=6, ha=side, xytext=(away, points_up), textcoords="offset points"
         )
     figure.savefig(file, dpi=120)
 
