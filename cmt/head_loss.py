@@ -26,25 +26,6 @@ from cmt.objectives import memory_aware_logits
 CHUNK = 4096  # targets; their logits are 0.8 GB in float32 over 49,152 tokens
 
 
-def head_cross_entropy(
-    base: BaseModel,
-    hidden_TW: Tensor,
-    labels_T: Tensor,
-    without_TW: Tensor | None = None,
-    alpha: float = 0.0,
-    *,
-    chunk: int = CHUNK,
-    compiled: bool = False,
-) -> Tensor:
-    """`objectives.answer_cross_entropy` of the head's logits, or `memory_aware_cross_entropy`.
-
-    The mean over all tokens of `head_token_losses`, whose arguments it takes: a float32 scalar.
-    """
-    return head_token_losses(
-        base, hidden_TW, labels_T, without_TW, alpha, chunk=chunk, compiled=compiled
-    ).mean()
-
-
 def head_token_losses(
     base: BaseModel,
     hidden_TW: Tensor,
@@ -57,6 +38,7 @@ def head_token_losses(
 ) -> Tensor:
     """Cross-entropy of each token by the head's logits.
 
+    Its mean is `objectives.answer_cross_entropy`, or `memory_aware_cross_entropy`, of them.
     A head that is trained, or is more than a linear layer, is gone through the ordinary way.
 
     Args:

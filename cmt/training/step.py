@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cmt.base_model import BaseModel
 from cmt.compressor import Compressor, Encoded
-from cmt.head_loss import head_cross_entropy, head_token_losses
+from cmt.head_loss import head_token_losses
 from cmt.late_interaction import late_scores
 from cmt.objectives import (
     contrastive_matching_loss,
@@ -103,14 +103,14 @@ class TrainingStep(nn.Module):
             with torch.no_grad():
                 plain = read(base, reading, None, self.compressor.reconstruction_embedding)
             without = plain[: reading.answers]
-        answer = head_cross_entropy(
+        answer = head_token_losses(
             base, answers, labels, without, config.alpha, compiled=self._compiled
-        )
+        ).mean()
         report |= {"answer": answer, "matching": matching}
         if len(retold):
-            report["reconstruction"] = head_cross_entropy(
+            report["reconstruction"] = head_token_losses(
                 base, retold, retold_labels, compiled=self._compiled
-            )
+            ).mean()
         if len(asked):
             losses_T = head_token_losses(base, asked, asked_labels, compiled=self._compiled)
             report["asking"] = losses_T[: reading.asked].mean()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cmt import head_loss
 from cmt.base_model import BaseModel
-from cmt.head_loss import head_cross_entropy, head_token_losses
+from cmt.head_loss import head_token_losses
 from cmt.objectives import (
     answer_cross_entropy,
     memory_aware_cross_entropy,
@@ -56,7 +56,8 @@ def plainly(
 def fused(
     base: BaseModel, hidden: Tensor, labels: Tensor, without: Tensor, alpha: float, **how: int
 ) -> Tensor:
-    return head_cross_entropy(base, hidden, labels, without if alpha else None, alpha, **how)
+    other = without if alpha else None
+    return head_token_losses(base, hidden, labels, other, alpha, **how).mean()
 
 
 def gradient(loss: Tensor, hidden: Tensor, weight: float = 0.3) -> Tensor:
@@ -135,18 +136,19 @@ def test_memory_aware_states_take_no_gradient(alpha: float) -> None:
     base = base_with()
     hidden, without, labels = targets(6)
     without.requires_grad_()
-    loss = head_cross_entropy(base, hidden, labels, without, alpha, chunk=4)
+    loss = head_token_losses(base, hidden, labels, without, alpha, chunk=4).mean()
     assert torch.autograd.grad(loss, without, allow_unused=True) == (None,)
 
 
 def test_alpha_says_nothing_without_a_second_reading() -> None:
     base = base_with()
     hidden, _, labels = targets(6)
-    ours = head_cross_entropy(base, hidden, labels, None, 0.5)
+    ours = head_token_losses(base, hidden, labels, None, 0.5).mean()
     theirs = answer_cross_entropy(base.logits(hidden), labels)
     torch.testing.assert_close(gradient(ours, hidden), gradient(theirs, hidden))
     with torch.no_grad():
-        torch.testing.assert_close(head_cross_entropy(base, hidden, labels, None, 0.5), theirs)
+        alone = head_token_losses(base, hidden, labels, None, 0.5).mean()
+        torch.testing.assert_close(alone, theirs)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
@@ -227,20 +229,17 @@ def test_a_whole_step_is_the_plain_step(
         alpha: float = 0.0, compiled: bool = False,
     ) -> Tensor:  # fmt: skip
         assert not compiled
-        if without is None:
-            return answer_cross_entropy(base.logits(hidden), labels)
-        return plainly(base, hidden, labels, without, alpha)
-
-    def plain_tokens(base: BaseModel, hidden: Tensor, labels: Tensor, compiled: bool) -> Tensor:
-        assert not compiled
-        return nn.functional.cross_entropy(base.logits(hidden), labels, reduction="none")
+        logits = base.logits(hidden)
+        if without is not None:
+            with torch.no_grad():
+                other = base.logits(without)
+            logits = memory_aware_logits(logits, other, alpha)
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
 
     fused_whole = run()
-    for name in ("head_cross_entropy", "head_token_losses"):
-        monkeypatch.setattr(step_module, name, partial(getattr(head_loss, name), chunk=5))
+    monkeypatch.setattr(step_module, "head_token_losses", partial(head_token_losses, chunk=5))
     found = {"whole": fused_whole, "by chunks": run()}
-    monkeypatch.setattr(step_module, "head_cross_entropy", plain)
-    monkeypatch.setattr(step_module, "head_token_losses", plain_tokens)
+    monkeypatch.setattr(step_module, "head_token_losses", plain)
     expected, gradients = run()
     assert {"answer", "reconstruction", "asking", "reranking"} <= set(expected)
     for report, ours in found.values():
