@@ -113,7 +113,7 @@ class Camels(FineTuning):
         fit(weigher, training.loss_of, run, folder, reader.device)
         training.put_back()
         weigher.requires_grad_(False)
-        size = sum(p.numel() * p.element_size() for p in weigher.parameters())
+        size = sum(p.nbytes for p in weigher.parameters())
         return cls(reader, weigher, config, materials.answers, more_bytes=size)
 
 

@@ -140,7 +140,7 @@ class FineTuning:
 
     def stored(self) -> Stored:
         """Nothing a document; a whole copy of the weights."""
-        copy = sum(weight.numel() * weight.element_size() for weight in self._weights)
+        copy = sum(weight.nbytes for weight in self._weights)
         return Stored(documents=0, fixed=copy + self._more_bytes)
 
 

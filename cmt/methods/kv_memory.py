@@ -159,9 +159,9 @@ class KvMemory:
         """Memories, keys and vectors; the compressor's own weights."""
         bank = self._bank
         parts = [] if bank is None else [bank.memories, bank.keys, bank.vectors_DKV]
-        grown = sum(p.numel() * p.element_size() for p in parts if p is not None)
+        grown = sum(p.nbytes for p in parts if p is not None)
         trained = self._compressor.parameters()
-        return Stored(documents=grown, fixed=sum(p.numel() * p.element_size() for p in trained))
+        return Stored(documents=grown, fixed=sum(p.nbytes for p in trained))
 
 
 class TrainedKvMemory(KvMemory):

@@ -173,9 +173,9 @@ class Mbc(SoftMethod):
 
     def stored(self) -> Stored:
         """Two bytes a memory token; Θ, ψ, π, the codes, the reader's LoRA."""
-        size = self._numbers_DK.numel() * self._numbers_DK.element_size()
+        size = self._numbers_DK.nbytes
         parts = [*self._trained.parameters(), self._trained.codebook.codes_CW]
-        return Stored(documents=size, fixed=sum(p.numel() * p.element_size() for p in parts))
+        return Stored(documents=size, fixed=sum(p.nbytes for p in parts))
 
     def remembered(self) -> Tensor:
         """Each number's code."""

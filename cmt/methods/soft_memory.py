@@ -219,7 +219,7 @@ class SoftMemory(nn.Module):
 
     def trained_bytes(self) -> int:
         """Size of what is trained, as it lies in memory."""
-        return sum(p.numel() * p.element_size() for p in self.parameters())
+        return sum(p.nbytes for p in self.parameters())
 
 
 def pooled(memories_XKW: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ class SoftMethod:
 
     def stored(self) -> Stored:
         """The bank in bfloat16; Θ, ψ and π as trained."""
-        size = self._bank_DKW.numel() * self._bank_DKW.element_size()
+        size = self._bank_DKW.nbytes
         return Stored(documents=size, fixed=self.module.trained_bytes())
 
     def compressed(self, documents: Sequence[Document]) -> Iterator[Tensor]:

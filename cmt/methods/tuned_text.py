@@ -64,7 +64,7 @@ class TunedText(TextInPrompt):
     def stored(self) -> Stored:
         """Text and index; a whole copy of the weights."""
         weights = self.reader.model.parameters()
-        copy = sum(weight.numel() * weight.element_size() for weight in weights)
+        copy = sum(weight.nbytes for weight in weights)
         return Stored(documents=super().stored().documents, fixed=copy)
 
 
