@@ -38,6 +38,10 @@ def settings(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for number, rerank in enumerate(options.rerank):
             yield {"memory_tokens": size, "rerank": rerank, "tier": "bf16", "how": "concatenate",
                    "top_k": options.top_k, "given": number == 0}  # fmt: skip
+        for alpha in options.alpha:
+            yield {"memory_tokens": size, "rerank": options.rerank[0], "tier": "bf16",
+                   "how": "concatenate", "top_k": options.top_k[:1], "given": True,
+                   "alpha": alpha}  # fmt: skip
         for how in options.aggregate:
             yield {"memory_tokens": size, "rerank": options.rerank[0], "tier": "bf16", "how": how,
                    "top_k": [k for k in options.top_k if k > 1], "given": False}  # fmt: skip
@@ -61,7 +65,7 @@ def measure(
         result = evaluate(
             compressor, dataset, bank=bank, rerank=own["rerank"], top_k=own["top_k"],
             given=own["given"], batch_size=options.batch_size,
-            aggregation=Aggregation(how=own["how"]),
+            aggregation=Aggregation(how=own["how"]), alpha=own.get("alpha", 0.0),
         )  # fmt: skip
         row = {"set": dataset.name, **own, "seconds": time.perf_counter() - began}
         print(told(row, result), flush=True)
@@ -74,8 +78,10 @@ def told(row: dict[str, Any], result: QAResult) -> str:
     if result.given is not None:
         scores["given"] = result.given
     parts = [f"{name} {own.exact_match:.1f}/{own.f1:.1f}" for name, own in scores.items()]
+    adjusted = f" alpha {row['alpha']}" if "alpha" in row else ""
     return (
-        f"{row['set']} k={result.memory_tokens} {row['tier']} {row['how']} rerank {row['rerank']}: "
+        f"{row['set']} k={result.memory_tokens} {row['tier']} {row['how']}{adjusted} "
+        f"rerank {row['rerank']}: "
         f"{', '.join(parts)}; R@1 {result.recall[1]:.1f} R@5 {result.recall[5]:.1f}"
     )
 
@@ -93,6 +99,7 @@ def main() -> None:
     parser.add_argument("--rerank", type=int, nargs="+", default=[0, 10])
     parser.add_argument("--top-k", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--aggregate", nargs="*", default=[], choices=("mix", "posterior"))
+    parser.add_argument("--alpha", type=float, nargs="*", default=[], help="of decoding")
     parser.add_argument("--tiers", nargs="*", default=[], choices=list(TIERS))
     parser.add_argument("--questions", type=int, help="the first so many only")
     parser.add_argument("--batch-size", type=int, default=256)

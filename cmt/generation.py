@@ -1,29 +1,27 @@
 """Generation: the frozen model answers, with or without a prefix of memories.
 
-The only file that touches transformers' key/value caches. Prompts are padded on the left,
-prefixes masked, so that a question answered in a batch is the question answered alone. Where
-memories are read separately, a prompt has a row for each and their logits are mixed (mixing.py).
+A token at a time: logits of the rows that are read (decoding.py); where memories are read
+separately, a prompt has a row for each and their logits are mixed (mixing.py); a choice.
 
-Shape legend: B prompts (their rows, where memories are mixed), T longest prompt, P prefix tokens
-(sink included), S all tokens so far, V vocabulary.
+Shape legend: B prompts, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from cmt.aggregation import Prefix
-from cmt.attention import any_shape
 from cmt.base_model import BaseModel
+from cmt.decoding import Rows
 from cmt.errors import InputError
 from cmt.mixing import MixedPrefix, Mixer
+from cmt.objectives import memory_aware_logits
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -35,12 +33,16 @@ class Sampling:
         temperature: 0 is greedy.
         top_p: Sample from the smallest set of tokens with this probability.
         seed: Fixes sampling; None draws a fresh one.
+        alpha: α of memory-aware decoding: tokens are chosen by (1+α)·l(y | M*, q) − α·l(y | q), as
+            the paper's objective adjusts them (and context-aware decoding, arXiv 2305.14739).
+            Above 0 each prompt is also read without memory; where none is read it says nothing.
     """
 
     max_new_tokens: int = 32
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    alpha: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values without meaning."""
@@ -50,6 +52,8 @@ class Sampling:
             raise InputError(f"expected a temperature of at least 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise InputError(f"expected top_p above 0 and at most 1, got {self.top_p}")
+        if not 0 <= self.alpha < math.inf:
+            raise InputError(f"expected alpha of at least 0, got {self.alpha}")
 
 
 GREEDY = Sampling()
@@ -108,15 +112,8 @@ def stream(
     texts = len(prompts)
     if prefix is not None and len(prefix.tokens) != texts:
         raise InputError(f"expected {texts} prefixes, got {len(prefix.tokens)}")
-    mixer = None
-    if isinstance(prefix, MixedPrefix):
-        mixer, prompts = Mixer(prefix, base.device), prefix.repeated(prompts)
     ends = base.end_tokens.union(stop_tokens)
-    filler = base.tokenizer.eos_token_id or 0
-    tokens_BT, valid_BT = _left_padded(prompts, filler, base.device)
-    positions_BT = (valid_BT.cumsum(1) - 1).clamp(min=0) + start
-    cache, before_BP = _prefilled(base, prefix)
-    mask = None if before_BP is None else _mask(before_BP, valid_BT, base.dtype)
+    read = _Reading(base, prompts, prefix, start, sampling.alpha)
     open_texts = [True] * texts
     generator = torch.Generator(device=base.device)
     if sampling.seed is not None:
@@ -124,29 +121,49 @@ def stream(
     else:
         generator.seed()
     for _ in range(sampling.max_new_tokens):
-        with nullcontext() if prefix is None else any_shape():  # without memory: as it is
-            output = base.model(
-                input_ids=tokens_BT,
-                position_ids=positions_BT,
-                attention_mask=valid_BT.long() if mask is None else mask,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        logits_BV = output.logits[:, -1]
-        if mixer is not None:
-            logits_BV = mixer.mixed(logits_BV)
-        next_B = _choose(logits_BV, sampling, generator)
+        next_B = _choose(read.logits(), sampling, generator)
         chosen = next_B.tolist()
         open_texts = [o and token not in ends for o, token in zip(open_texts, chosen, strict=True)]
         if not any(open_texts):
             return
         yield [token if o else None for o, token in zip(open_texts, chosen, strict=True)]
-        tokens_BT = (next_B if mixer is None else mixer.told(next_B))[:, None]
-        positions_BT = positions_BT[:, -1:] + 1
-        valid_BT = torch.cat([valid_BT, valid_BT.new_ones(len(prompts), 1)], dim=1)
-        if mask is not None:  # the new token sees what the last one saw, and itself
-            mask = torch.cat([mask[:, :, -1:], mask.new_zeros(len(prompts), 1, 1, 1)], dim=-1)
+        read.on(next_B)
+
+
+class _Reading:
+    """What is read of all prompts: after their memories, and without where that is taken away."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        prompts: Sequence[Sequence[int]],
+        prefix: Prefix | None,
+        start: int,
+        alpha: float,
+    ) -> None:
+        self._alpha = alpha
+        self._mixer: Mixer | None = None
+        self._without: Rows | None = None
+        if prefix is not None and alpha > 0:
+            self._without = Rows(base, prompts, None, start)
+        if isinstance(prefix, MixedPrefix):
+            self._mixer, prompts = Mixer(prefix, base.device), prefix.repeated(prompts)
+        self._rows = Rows(base, prompts, prefix, start)
+
+    def logits(self) -> Tensor:
+        """Logits (B, V) of each prompt's next token."""
+        logits_BV = self._rows.logits()
+        if self._mixer is not None:
+            logits_BV = self._mixer.mixed(logits_BV)
+        if self._without is not None:
+            logits_BV = memory_aware_logits(logits_BV, self._without.logits(), self._alpha)
+        return logits_BV
+
+    def on(self, next_B: Tensor) -> None:
+        """Read these tokens next, one of each prompt."""
+        self._rows.read(next_B if self._mixer is None else self._mixer.told(next_B))
+        if self._without is not None:
+            self._without.read(next_B)
 
 
 def _check_room(base: BaseModel, positions: int) -> None:
@@ -156,41 +173,6 @@ def _check_room(base: BaseModel, positions: int) -> None:
             f"expected a prompt that ends, with its answer, within the {base.max_positions} "
             f"positions of {base.name}, got one that needs {positions}"
         )
-
-
-def _left_padded(
-    prompts: Sequence[Sequence[int]], filler: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    longest = max(len(prompt) for prompt in prompts)
-    tokens = [[filler] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    valid = [[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts]
-    return torch.tensor(tokens, device=device), torch.tensor(valid, device=device)
-
-
-def _prefilled(base: BaseModel, prefix: Prefix | None) -> tuple[DynamicCache, Tensor | None]:
-    """A cache that holds sink and prefix, and the log-weights (B, P) of its places."""
-    cache = DynamicCache()
-    if prefix is None:
-        return cache, None
-    rows = len(prefix.memories)
-    memories = prefix.memories.to(device=base.device, dtype=base.dtype)
-    sink = base.sink_memory.expand(rows, -1, -1, -1, -1, -1)
-    before = torch.cat([sink, memories], dim=4)  # of all layers at once
-    for layer, states in enumerate(before.unbind(1)):
-        cache.update(states[:, 0], states[:, 1], layer)
-    sink_B1 = torch.zeros(rows, 1, device=base.device)
-    return cache, torch.cat([sink_B1, prefix.log_weights_BP.to(base.device)], dim=1)
-
-
-def _mask(before_BP: Tensor, valid_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask (B, 1, T, P + T) of prompts after their prefixes."""
-    T = valid_BT.shape[1]
-    lowest = torch.finfo(dtype).min
-    causal_TT = torch.ones(T, T, dtype=torch.bool, device=valid_BT.device).tril()
-    own = torch.zeros(len(valid_BT), T, T, dtype=dtype, device=valid_BT.device)
-    own = own.masked_fill(~(causal_TT & valid_BT[:, None]), lowest)
-    before = before_BP.to(dtype).clamp(min=lowest)[:, None].expand(-1, T, -1)
-    return torch.cat([before, own], dim=-1)[:, None]
 
 
 def _choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:

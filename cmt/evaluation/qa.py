@@ -91,6 +91,7 @@ def evaluate(  # noqa: PLR0913
     memory_tokens: int | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 24,
+    alpha: float = 0.0,
     resamples: int = 1000,
     progress: Any = None,
 ) -> QAResult:
@@ -110,6 +111,7 @@ def evaluate(  # noqa: PLR0913
         memory_tokens: As for `learn`; None: the largest, or those of `bank`.
         batch_size: Questions answered at a time.
         max_new_tokens: Longest answer.
+        alpha: α of decoding (`Sampling.alpha`).
         resamples: Of the bootstrap.
         progress: Something with `update(n)`, told the number of questions answered.
 
@@ -138,7 +140,7 @@ def evaluate(  # noqa: PLR0913
     right_Q = torch.tensor([q.document for q in dataset.questions], device=base.device)
     own_QD = bank.owners_D[None] == right_Q[:, None]
     ranks = document_ranks(scores_QD, own_QD, bank.owners_D, len(dataset.documents))
-    sampling = Sampling(max_new_tokens=max_new_tokens)
+    sampling = Sampling(max_new_tokens=max_new_tokens, alpha=alpha)
     readings: dict[str, Tensor] = {
         f"top_{k}": scores_QD.topk(min(k, len(bank.keys)), dim=1).indices for k in top_k
     }

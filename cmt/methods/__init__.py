@@ -73,12 +73,30 @@ def _tuned(title: str, retriever: str, *needs: str) -> Row:
 
 def _kv(title: str, *, sample: int = 0, **settings: Any) -> Row:
     config = KvMemoryConfig(**settings)
-    return Row(title=title, build=TrainedKvMemory.build, config=config, sample=sample, finds=True)
+    return Row(
+        title=title,
+        build=TrainedKvMemory.build,
+        config=config,
+        candidates=_decoding(config.alpha),
+        sample=sample,
+        finds=True,
+    )
 
 
 def _paper(title: str, **settings: Any) -> Row:
     config = SoftConfig(**settings)
-    return Row(title=title, build=CmtPaper.build, config=config, finds=config.top_k > 0)
+    return Row(
+        title=title,
+        build=CmtPaper.build,
+        config=config,
+        candidates=_decoding(config.alpha),
+        finds=config.top_k > 0,
+    )
+
+
+def _decoding(alpha: float | None) -> Mapping[str, Sequence[float]]:
+    """Whether decoding adjusts the logits as the objective does: the paper doesn't say."""
+    return {"decoding_alpha": (0.0, alpha)} if alpha else {}
 
 
 _RATES = {"learning_rate": LEARNING_RATES}

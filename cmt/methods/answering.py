@@ -20,11 +20,13 @@ class AnswerConfig:
         batch_size: Questions answered at a time, at most.
         batch_tokens: Tokens of their prompts, each as long as the longest, at most; a longer one
             is read by itself.
+        alpha: α of decoding, where memories are read (`Sampling.alpha`).
     """
 
     max_new_tokens: int = 24
     batch_size: int = 32
     batch_tokens: int = 262_144
+    alpha: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
@@ -59,7 +61,7 @@ def generated(
             [prompts[i] for i in rows],
             None if prefix_of is None else prefix_of(rows),
             start=start,
-            sampling=Sampling(max_new_tokens=config.max_new_tokens),
+            sampling=Sampling(max_new_tokens=config.max_new_tokens, alpha=config.alpha),
             stop_tokens=stop_tokens,
         )
         for i, tokens in zip(rows, outputs, strict=True):

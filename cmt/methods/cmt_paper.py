@@ -1,8 +1,8 @@
 """CMT as the paper draws it: Θ, ψ, π, memory-aware objective, self-matching loss, top-k.
 
 What the paper leaves open is ours: Θ is the base model with LoRA, memories and questions are
-compared by the direction of their mean token, and answers are decoded from the unadjusted
-logits.
+compared by the direction of their mean token, and how much decoding adjusts the logits is a
+setting apart from the objective's (`decoding_alpha`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ class CmtPaper(SoftMethod):
             warmup_steps=config.warmup_steps,
             documents=config.documents,
         )
-        # how the bank is grouped at question time changes nothing of what is trained
-        folder = materials.state_folder("cmt_paper", replace(config, group=0))
+        # how the bank is grouped and answers are decoded changes nothing of what is trained
+        trained = replace(config, group=0, decoding_alpha=0.0)
+        folder = materials.state_folder("cmt_paper", trained)
         fit(module, training.loss_of, run, folder, materials.base.device)
         frozen(module)
         return cls(module, config, materials.answers)

@@ -43,6 +43,7 @@ class KvMemoryConfig:
         shortlist: Memories compared by late interaction, where the compressor has it; 0: none.
         aggregate, temperature: How several memories are read together, `Aggregation`'s.
         alpha, matching: Of the training objective; None leaves what the recipe says.
+        decoding_alpha: α of decoding (`Sampling.alpha`); 0: as the memory says.
     """
 
     top_k: int = 1
@@ -52,6 +53,7 @@ class KvMemoryConfig:
     temperature: float = 1.0
     alpha: float | None = None
     matching: float | None = None
+    decoding_alpha: float = 0.0
     batch_tokens: int = 16384
 
     def __post_init__(self) -> None:
@@ -134,10 +136,11 @@ class KvMemory:
             chosen_BM, scores_BM = best.indices[rows, :M], best.values[rows, :M]
             return config.aggregation.resident_prefix(bank.memories, chosen_BM, scores_BM)
 
+        together = max(1, min(size, most_places(bank) // (M * K)))
         texts = generated(
             base,
             prompts,
-            replace(self._answers, batch_size=max(1, min(size, most_places(bank) // (M * K)))),
+            replace(self._answers, batch_size=together, alpha=config.decoding_alpha),
             prefix_of=prefix_of,
             start=reading_start(self._compressor.config.max_piece_tokens),
             stop_tokens=self._compressor.stop_tokens,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +156,8 @@ class Mbc(SoftMethod):
             with lora.on():
                 return training.loss_of(step)
 
-        fit(trained, loss_of, run, materials.state_folder("mbc", config), base.device)
+        folder = materials.state_folder("mbc", replace(config, decoding_alpha=0.0))
+        fit(trained, loss_of, run, folder, base.device)
         frozen(trained)
         return cls(trained, reader, config, materials.answers)
 

@@ -40,6 +40,7 @@ class SoftConfig:
         group: With the whole bank, MAC's hierarchical aggregation in groups of so many; 0: at
             once.
         alpha: α of the memory-aware objective; 0 is plain cross-entropy.
+        decoding_alpha: α of decoding (`Sampling.alpha`), which changes nothing of the training.
         matching: Weight of the self-matching loss; 0: none.
         lambda_: λ inside it.
         documents, questions_per_document: A training step's.
@@ -55,6 +56,7 @@ class SoftConfig:
     top_k: int = 8
     group: int = 0
     alpha: float = 0.3
+    decoding_alpha: float = 0.0
     matching: float = 0.3
     lambda_: float = 1.0
     learning_rate: float = 5e-4
@@ -67,8 +69,9 @@ class SoftConfig:
     def __post_init__(self) -> None:
         """Refuse what can't work."""
         for name, least in (("blocks", 1), ("heads", 0), ("top_k", 0), ("alpha", 0),
-                            ("matching", 0), ("lambda_", 0), ("documents", 2),
-                            ("questions_per_document", 1), ("max_answer_tokens", 1)):  # fmt: skip
+                            ("decoding_alpha", 0), ("matching", 0), ("lambda_", 0),
+                            ("documents", 2), ("questions_per_document", 1),
+                            ("max_answer_tokens", 1)):  # fmt: skip
             if getattr(self, name) < least:
                 raise InputError(f"expected {name} of at least {least}, got {getattr(self, name)}")
 
@@ -134,7 +137,11 @@ class SoftMethod:
             texts = generated(
                 self.reader,
                 prompts,
-                replace(self._answers, batch_size=self._at_once(len(bank_DKW))),
+                replace(
+                    self._answers,
+                    batch_size=self._at_once(len(bank_DKW)),
+                    alpha=self._config.decoding_alpha,
+                ),
                 prefix_of=prefix_of,
                 start=READING_START,
             )

@@ -9,9 +9,12 @@ import torch
 
 from cmt.aggregation import Prefix, aggregate
 from cmt.compressor import Compressor
+from cmt.decoding import Rows
 from cmt.encoding import encode_documents
 from cmt.errors import InputError
 from cmt.generation import Sampling, generate, stream
+from cmt.mixing import Mixer, separate
+from cmt.objectives import memory_aware_logits
 from tests import small, tiny
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -92,6 +95,50 @@ def test_a_weight_of_0_is_as_no_memory() -> None:
 
     assert ask([2, 0], [1.0, 0.0]) == ask([2], [1.0])
     assert ask([2, 2], [0.5, 0.5]) == ask([2], [1.0])
+
+
+@pytest.mark.parametrize("alpha", [0.5, 30.0])
+@pytest.mark.parametrize("separately", [False, True])
+def test_memory_aware_decoding_takes_away_what_the_model_says_anyway(
+    alpha: float, separately: bool
+) -> None:
+    compressor = small.compressor()
+    base = compressor.base
+    bank = memories(compressor)
+    chosen = [[bank[i] for i in own] for own in CHOICES[:2]]
+    given = (separate if separately else aggregate)(chosen, WEIGHTS[:2])
+    asked = PROMPTS[:2]
+    sampling = Sampling(max_new_tokens=8, alpha=alpha)
+    texts = generate(base, asked, given, start=START, sampling=sampling)
+    for row, text in enumerate(texts):
+        own = (separate if separately else aggregate)([chosen[row]], [WEIGHTS[row]])
+        for place, token in enumerate(text):
+            read = [list(asked[row]) + text[:place]]
+            if separately:  # the weights follow the text: all of it is read
+                rows = Rows(base, own.repeated(asked[row : row + 1]), own, START)
+                mixer = Mixer(own, base.device)
+                with_memory = mixer.mixed(_after(rows, text[:place]))
+            else:
+                with_memory = _after(Rows(base, read, own, START), [])
+            without = _after(Rows(base, read, None, START), [])
+            expected = memory_aware_logits(with_memory, without, alpha)[0]
+            assert expected[token] >= expected.max() - 1e-3
+    assert texts != generate(base, asked, given, start=START, sampling=Sampling(max_new_tokens=8))
+
+
+@torch.no_grad()
+def _after(rows: Rows, tokens: list[int]) -> torch.Tensor:
+    """Logits of the token after these."""
+    logits = rows.logits()
+    for token in tokens:
+        rows.read(torch.full((len(logits),), token))
+        logits = rows.logits()
+    return logits
+
+
+def test_alpha_says_nothing_where_no_memory_is_read(base) -> None:  # type: ignore[no-untyped-def]
+    adjusted = Sampling(max_new_tokens=12, alpha=0.5)
+    assert generate(base, PROMPTS[:1], sampling=adjusted) == [greedy(base)]
 
 
 @pytest.fixture
@@ -179,6 +226,7 @@ def test_top_p_keeps_to_the_smallest_set(base) -> None:  # type: ignore[no-untyp
         ({"temperature": math.inf}, "temperature of at least 0, got inf"),
         ({"top_p": 0.0}, "top_p above 0 and at most 1, got 0.0"),
         ({"top_p": 1.5}, "top_p above 0 and at most 1, got 1.5"),
+        ({"alpha": -0.5}, "alpha of at least 0, got -0.5"),
     ],
 )
 def test_sampling_without_meaning(settings: dict[str, float], message: str) -> None:
