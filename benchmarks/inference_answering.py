@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from inference_timing import paired_ratio, profiled, rounds, seconds, spread
 
-from cmt import Memory
+from cmt import Memory, replaying
 from cmt.aggregation import Prefix, aggregate_resident, matching_weights
 from cmt.bank import Bank
 from cmt.base_model import BaseModel
@@ -41,6 +43,7 @@ Answers = Callable[[Sequence[str]], Sequence[Any]]
 SHOTS = 3
 MEMORY, NO_RERANK, ON_DISK = "memory", "memory, no re-ranking", "memory, bank on disk"
 RAG_1, RAG_3, CLOSED = "text, BM25 top 1", "text, BM25 top 3", "closed book"
+LAUNCHED, RAG_3_REPLAYED = "memory, passes launched", "text, BM25 top 3, tokens replayed"
 
 
 class _NoToken(frozenset[int]):
@@ -96,8 +99,13 @@ def methods(
             memory.reader = endless(memory.reader)
         memory.take(bank, len(dataset.documents))
         made[name] = memory.answer
+    if plain.device.type == "cuda":
+        made[LAUNCHED] = launched(made[MEMORY])
     reader = plain if tokens is None else endless(plain)
-    for name, top_k in ((RAG_1, 1), (RAG_3, 3), (CLOSED, 0)):
+    variants = [(RAG_1, 1, None), (RAG_3, 3, None), (CLOSED, 0, None)]
+    if plain.device.type == "cuda":
+        variants.append((RAG_3_REPLAYED, 3, True))
+    for name, top_k, replayed in variants:
         config = TextInPromptConfig(
             retriever="bm25" if top_k else "none",
             top_k=max(1, top_k),
@@ -105,11 +113,25 @@ def methods(
             shots=SHOTS if top_k else 0,
         )
         text = TextInPrompt(
-            reader, Bm25() if top_k else None, examples if top_k else "", config, answers
+            reader,
+            Bm25() if top_k else None,
+            examples if top_k else "",
+            config,
+            replace(answers, replayed=replayed),
         )
         text.learn(dataset.documents)
         made[name] = text.answer
     return made
+
+
+def launched(answer: Answers) -> Answers:
+    """The same with every kernel launched by the host, no pass replayed."""
+
+    def run(questions: Sequence[str]) -> Sequence[Any]:
+        with patch.object(replaying, "serves", lambda *_: False):
+            return answer(questions)
+
+    return run
 
 
 class Staged:

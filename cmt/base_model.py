@@ -50,6 +50,7 @@ class BaseModel:
         for place, layer in enumerate(self.layers):
             layer.register_forward_pre_hook(_hand_over(place), with_kwargs=True)
         self._window = sliding_window(model)
+        self.pool: Any = None  # buffers of passes of fixed shape (replaying.py)
         self._check()
 
     @classmethod
@@ -113,6 +114,11 @@ class BaseModel:
         return weight
 
     @property
+    def adapters(self) -> object:
+        """What stands in its layers' place just now (lora.py); None: it is as it was loaded."""
+        return getattr(self.model, "merged_weights", None)
+
+    @property
     def decoder(self) -> nn.Module:
         """The model without its output head."""
         decoder: nn.Module = self.model.get_decoder()
@@ -163,6 +169,11 @@ class BaseModel:
         """The sink as a memory of one token is laid out: (L, 2, G, 1, E), in the model's dtype."""
         layers = [torch.stack(pair) for pair in self.sink]
         return torch.stack(layers).transpose(2, 3).to(self.dtype)
+
+    def after_sink(self, memories: Tensor) -> Tensor:
+        """Memories (B, L, 2, G, K, E) behind the sink: (B, L, 2, G, 1 + K, E), as they are read."""
+        sink = self.sink_memory.expand(len(memories), -1, -1, -1, -1, -1)
+        return torch.cat([sink, memories.to(device=self.device, dtype=self.dtype)], dim=4)
 
     def run_packed(self, embeddings_ND: Tensor, positions_N: Tensor, run: PackedPass) -> Tensor:
         """One packed pass; `run` says what is read before the tokens and what is captured.

@@ -309,10 +309,12 @@ class Compressor(nn.Module):
         ).to(embeddings_NW.dtype)
         embeddings_NW = embeddings_NW.index_copy(0, batch.special_S, special_SW)
         run = PackedPass(packing=batch.packing, capture=batch.special_S[: D * K])
-        with self._precision():
+        with self.precision():
             hidden_NW = self.base.run_packed(embeddings_NW, batch.positions_N, run)
-        keys = self.key_head(hidden_NW[batch.special_S[D * K :]].float())
-        keys = functional.normalize(keys.float(), dim=-1)
+        keys_SW, hidden_TW = hidden_NW[batch.special_S[D * K :]], hidden_NW[batch.question_tokens]
+        keys, question_vectors = self.matched_by(
+            keys_SW, hidden_TW, batch.owners_T, batch.question_lengths
+        )
         encoded = Encoded(
             memories=[(k.unflatten(0, (D, K)), v.unflatten(0, (D, K))) for k, v in run.captured],
             document_keys_DC=keys[:D],
@@ -322,20 +324,35 @@ class Compressor(nn.Module):
             encoded.document_vectors_DKV = self._vectors(
                 self.vector_head, hidden_NW[batch.special_S[: D * K]]
             ).unflatten(0, (D, K))
-            hidden_TW = hidden_NW[batch.question_tokens].float()
-            encoded.question_vectors = QuestionVectors(
-                vectors_TV=self._vectors(self.vector_head, hidden_TW),
-                weights_T=functional.softplus(self.term_weight(hidden_TW).float())[:, 0],
-                owners_T=batch.owners_T,
-                lengths=batch.question_lengths,
-            )
+            encoded.question_vectors = question_vectors
         return encoded
+
+    def matched_by(
+        self, keys_SW: Tensor, hidden_TW: Tensor, owners_T: Tensor, lengths: tuple[int, ...]
+    ) -> tuple[Tensor, QuestionVectors | None]:
+        """Keys (S, C) and vectors of questions' tokens, None without late interaction.
+
+        Args:
+            keys_SW: Final hidden states of key tokens.
+            hidden_TW: Those of the questions' tokens.
+            owners_T, lengths: As `QuestionVectors` has them.
+        """
+        keys_SC = functional.normalize(self.key_head(keys_SW.float()).float(), dim=-1)
+        if self.vector_head is None:
+            return keys_SC, None
+        hidden_TW = hidden_TW.float()
+        return keys_SC, QuestionVectors(
+            vectors_TV=self._vectors(self.vector_head, hidden_TW),
+            weights_T=functional.softplus(self.term_weight(hidden_TW).float())[:, 0],
+            owners_T=owners_T,
+            lengths=lengths,
+        )
 
     def _vectors(self, head: nn.Linear, hidden_XW: Tensor) -> Tensor:
         return functional.normalize(head(hidden_XW.float()).float(), dim=-1)
 
     @contextmanager
-    def _precision(self) -> Iterator[None]:
+    def precision(self) -> Iterator[None]:
         """LoRA on; with `bfloat16_products` the linear layers multiply in bfloat16."""
         if not self.bfloat16_products or torch.is_grad_enabled():
             with self.lora.on():

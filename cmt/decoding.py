@@ -1,28 +1,72 @@
 """Rows of tokens that the frozen model reads on: prompts after their prefixes, token by token.
 
-The only file that touches transformers' key/value caches. Prompts are padded on the left,
-prefixes masked, so that a question answered in a batch is the question answered alone.
+In a cache that grows, or on a GPU, where memory is read, in buffers of fixed shape (replaying.py).
+Prompts are padded on the left, prefixes masked, so that a question answered in a batch is the
+question answered alone.
 
-Shape legend: B rows, T longest prompt, P prefix tokens (sink included), S all tokens so far,
-V vocabulary.
+Shape legend: B rows, T longest prompt, P prefix tokens (sink included), V vocabulary, L layers, G
+key/value heads, E head size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import DynamicCache
 
+from cmt import replaying
 from cmt.aggregation import Prefix
 from cmt.attention import any_shape
 from cmt.base_model import BaseModel
+from cmt.padding import additive_mask, left_padded, padded_positions
 
 
-class Rows:
-    """Prompts being read: what was read is in a cache, what comes next is kept."""
+class Rows(Protocol):
+    """Prompts that are read, and what comes next of each."""
+
+    def logits(self) -> Tensor:
+        """Read what comes next, give the logits (B, V) of the token after it."""
+
+    def read(self, tokens_B: Tensor) -> None:
+        """What comes next is a token of each row."""
+
+    def close(self) -> None:
+        """Nothing more is read."""
+
+
+def rows(
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    prefix: Prefix | None,
+    start: int,
+    further: int,
+    *,
+    replayed: bool | None = None,
+) -> Rows:
+    """Begin with `prompts`, each after its row of `prefix`.
+
+    Args:
+        base: The frozen model.
+        prompts: Token ids.
+        prefix: Read before each; None: the plain model, to the bit.
+        start: Position of a prompt's first token.
+        further: Tokens that are read after each prompt, at most.
+        replayed: Whether passes may be of fixed shape, where that is faster; None: where a prefix
+            is read.
+    """
+    may = prefix is not None if replayed is None else replayed
+    if may and replaying.serves(base, len(prompts)):
+        return FixedRows(base, prompts, prefix, start, further)
+    return GrowingRows(base, prompts, prefix, start)
+
+
+class GrowingRows:
+    """Rows of any shape: what was read is in a cache of transformers' own."""
 
     def __init__(
         self,
@@ -31,18 +75,17 @@ class Rows:
         prefix: Prefix | None,
         start: int,
     ) -> None:
-        """Begin with `prompts`, each after its row of `prefix`; None: the plain model.
-
-        `start` is the position of a prompt's first token.
-        """
+        """As `rows`."""
         self._base = base
         filler = base.tokenizer.eos_token_id or 0
-        self._tokens_BT, self._valid_BT = _left_padded(prompts, filler, base.device)
-        self._positions_BT = (self._valid_BT.cumsum(1) - 1).clamp(min=0) + start
-        self._cache, before_BP = _prefilled(base, prefix)
-        self._mask = None
-        if before_BP is not None:
-            self._mask = _mask(before_BP, self._valid_BT, base.dtype)
+        self._tokens_BT, self._valid_BT = left_padded(prompts, filler, base.device)
+        self._positions_BT = padded_positions(self._valid_BT, start)
+        self._cache, self._mask = DynamicCache(), None
+        if prefix is not None:
+            states, log_weights_BP = _with_sink(base, prefix)
+            for layer, own in enumerate(states.unbind(1)):
+                self._cache.update(own[:, 0], own[:, 1], layer)
+            self._mask = additive_mask(log_weights_BP, self._valid_BT, base.dtype)
 
     def logits(self) -> Tensor:
         """Read what comes next, give the logits (B, V) of the token after it."""
@@ -61,45 +104,58 @@ class Rows:
 
     def read(self, tokens_B: Tensor) -> None:
         """What comes next is a token of each row."""
-        rows = len(tokens_B)
+        number = len(tokens_B)
         self._tokens_BT = tokens_B[:, None]
         self._positions_BT = self._positions_BT[:, -1:] + 1
-        self._valid_BT = torch.cat([self._valid_BT, self._valid_BT.new_ones(rows, 1)], dim=1)
+        self._valid_BT = torch.cat([self._valid_BT, self._valid_BT.new_ones(number, 1)], dim=1)
         if self._mask is not None:  # the new token sees what the last one saw, and itself
             seen = self._mask[:, :, -1:]
-            self._mask = torch.cat([seen, seen.new_zeros(rows, 1, 1, 1)], dim=-1)
+            self._mask = torch.cat([seen, seen.new_zeros(number, 1, 1, 1)], dim=-1)
+
+    def close(self) -> None:
+        """Nothing to leave to others."""
 
 
-def _left_padded(
-    prompts: Sequence[Sequence[int]], filler: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    longest = max(len(prompt) for prompt in prompts)
-    tokens = [[filler] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    valid = [[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts]
-    return torch.tensor(tokens, device=device), torch.tensor(valid, device=device)
+class FixedRows:
+    """Rows of a fixed shape, for a GPU with little to do."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        prompts: Sequence[Sequence[int]],
+        prefix: Prefix | None,
+        start: int,
+        further: int,
+    ) -> None:
+        """As `rows`."""
+        self._base = base
+        states, log_weights_BP = (None, None) if prefix is None else _with_sink(base, prefix)
+        self._reading = replaying.FixedReading(
+            base,
+            prompts,
+            start=start,
+            prefix=states,
+            log_weights_nP=log_weights_BP,
+            further=further,
+        )
+        self._tokens_B: Tensor | None = None
+
+    def logits(self) -> Tensor:
+        """Read what comes next, give the logits (B, V) of the token after it."""
+        if self._tokens_B is None:
+            return self._base.logits(self._reading.hidden()[:, -1])
+        return self._base.logits(self._reading.next_hidden(self._tokens_B))
+
+    def read(self, tokens_B: Tensor) -> None:
+        """What comes next is a token of each row."""
+        self._tokens_B = tokens_B
+
+    def close(self) -> None:
+        """Leave the buffers to others."""
+        self._reading.close()
 
 
-def _prefilled(base: BaseModel, prefix: Prefix | None) -> tuple[DynamicCache, Tensor | None]:
-    """A cache that holds sink and prefix, and the log-weights (B, P) of its places."""
-    cache = DynamicCache()
-    if prefix is None:
-        return cache, None
-    rows = len(prefix.memories)
-    memories = prefix.memories.to(device=base.device, dtype=base.dtype)
-    sink = base.sink_memory.expand(rows, -1, -1, -1, -1, -1)
-    before = torch.cat([sink, memories], dim=4)  # of all layers at once
-    for layer, states in enumerate(before.unbind(1)):
-        cache.update(states[:, 0], states[:, 1], layer)
-    sink_B1 = torch.zeros(rows, 1, device=base.device)
-    return cache, torch.cat([sink_B1, prefix.log_weights_BP.to(base.device)], dim=1)
-
-
-def _mask(before_BP: Tensor, valid_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask (B, 1, T, P + T) of prompts after their prefixes."""
-    T = valid_BT.shape[1]
-    lowest = torch.finfo(dtype).min
-    causal_TT = torch.ones(T, T, dtype=torch.bool, device=valid_BT.device).tril()
-    own = torch.zeros(len(valid_BT), T, T, dtype=dtype, device=valid_BT.device)
-    own = own.masked_fill(~(causal_TT & valid_BT[:, None]), lowest)
-    before = before_BP.to(dtype).clamp(min=lowest)[:, None].expand(-1, T, -1)
-    return torch.cat([before, own], dim=-1)[:, None]
+def _with_sink(base: BaseModel, prefix: Prefix) -> tuple[Tensor, Tensor]:
+    """Sink and prefix of every row, (B, L, 2, G, P, E), and the log-weights (B, P) of both."""
+    log_weights_BP = functional.pad(prefix.log_weights_BP.to(base.device), (1, 0))
+    return base.after_sink(prefix.memories), log_weights_BP

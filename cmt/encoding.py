@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cmt import replaying
 from cmt.compressor import Compressor, Encoded, prepare
 from cmt.late_interaction import QuestionVectors
 from cmt.tensors import move
@@ -68,6 +69,8 @@ def encode_questions(
 ) -> EncodedQuestions:
     """What tokenised questions are matched by, on the base model's device."""
     K, device = compressor.config.memory_tokens, compressor.base.device
+    if questions and replaying.serves(compressor.base, len(questions)):
+        return _replayed(compressor, questions)
     keys: list[Tensor] = []
     parts: list[QuestionVectors] = []
     for batch in batches([len(question) + 1 for question in questions], batch_tokens):
@@ -89,3 +92,26 @@ def encode_questions(
             lengths=tuple(length for part in parts for length in part.lengths),
         )
     return EncodedQuestions(keys_QC=torch.cat(keys), vectors=vectors)
+
+
+def _replayed(compressor: Compressor, questions: Sequence[Sequence[int]]) -> EncodedQuestions:
+    """The same in a pass of fixed shape."""
+    base = compressor.base
+    lengths = tuple(len(question) for question in questions)
+    with_key = [[*question, 0] for question in questions]
+    with replaying.fixed_reading(base, with_key, start=1) as reading:
+        embeddings_BTW = base.embed(reading.tokens_BT)
+        embeddings_BTW[:, -1] = compressor.question_key_embedding.to(embeddings_BTW.dtype)
+        with compressor.precision():
+            hidden_QTW = reading.hidden(embeddings_BTW)
+        width = hidden_QTW.shape[1]
+        places = [
+            row * width + torch.arange(width - 1 - length, width - 1)
+            for row, length in enumerate(lengths)
+        ]
+        owners_T = torch.arange(len(questions)).repeat_interleave(torch.tensor(lengths))
+        index_T, owners_T = move((torch.cat(places), owners_T), base.device)
+        keys_QC, vectors = compressor.matched_by(
+            hidden_QTW[:, -1], hidden_QTW.flatten(0, 1)[index_T], owners_T, lengths
+        )
+    return EncodedQuestions(keys_QC=keys_QC, vectors=vectors)

@@ -9,8 +9,10 @@ Shape legend: B prompts, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from cmt.aggregation import Prefix
 from cmt.base_model import BaseModel
-from cmt.decoding import Rows
+from cmt.decoding import Rows, rows
 from cmt.errors import InputError
 from cmt.mixing import MixedPrefix, Mixer
 from cmt.objectives import memory_aware_logits
@@ -67,6 +69,7 @@ def generate(
     start: int = 0,
     sampling: Sampling = GREEDY,
     stop_tokens: Sequence[int] = (),
+    replayed: bool | None = None,
 ) -> list[list[int]]:
     """Token ids generated after each prompt, without the token that ended them.
 
@@ -77,11 +80,21 @@ def generate(
         start: Position of a prompt's first token.
         sampling: How tokens are chosen.
         stop_tokens: End a text like the model's own end token.
+        replayed: Whether a GPU may replay passes of fixed shape (replaying.py), which round
+            otherwise than the plain model; None: where memories are read.
 
     Raises:
         InputError: No prompt, an empty one, one too long for the model, or not one prefix each.
     """
-    steps = stream(base, prompts, prefix, start=start, sampling=sampling, stop_tokens=stop_tokens)
+    steps = stream(
+        base,
+        prompts,
+        prefix,
+        start=start,
+        sampling=sampling,
+        stop_tokens=stop_tokens,
+        replayed=replayed,
+    )
     return collect(steps, len(prompts))
 
 
@@ -104,6 +117,7 @@ def stream(
     start: int = 0,
     sampling: Sampling = GREEDY,
     stop_tokens: Sequence[int] = (),
+    replayed: bool | None = None,
 ) -> Iterator[list[int | None]]:
     """Like `generate`, a step at a time: the next token of each text, None once it has ended."""
     if not prompts or not all(len(prompt) for prompt in prompts):
@@ -113,21 +127,26 @@ def stream(
     if prefix is not None and len(prefix.tokens) != texts:
         raise InputError(f"expected {texts} prefixes, got {len(prefix.tokens)}")
     ends = base.end_tokens.union(stop_tokens)
-    read = _Reading(base, prompts, prefix, start, sampling.alpha)
     open_texts = [True] * texts
     generator = torch.Generator(device=base.device)
     if sampling.seed is not None:
         generator.manual_seed(sampling.seed)
     else:
         generator.seed()
-    for _ in range(sampling.max_new_tokens):
-        next_B = _choose(read.logits(), sampling, generator)
-        chosen = next_B.tolist()
-        open_texts = [o and token not in ends for o, token in zip(open_texts, chosen, strict=True)]
-        if not any(open_texts):
-            return
-        yield [token if o else None for o, token in zip(open_texts, chosen, strict=True)]
-        read.on(next_B)
+    begun = partial(rows, base, start=start, further=sampling.max_new_tokens, replayed=replayed)
+    with closing(_Reading(base, prompts, prefix, sampling.alpha, begun)) as read:
+        for _ in range(sampling.max_new_tokens):
+            next_B = _choose(read.logits(), sampling, generator)
+            chosen = next_B.tolist()
+            pairs = list(zip(open_texts, chosen, strict=True))
+            open_texts = [is_open and token not in ends for is_open, token in pairs]
+            if not any(open_texts):
+                return
+            yield [
+                token if is_open else None
+                for is_open, token in zip(open_texts, chosen, strict=True)
+            ]
+            read.on(next_B)
 
 
 class _Reading:
@@ -138,17 +157,17 @@ class _Reading:
         base: BaseModel,
         prompts: Sequence[Sequence[int]],
         prefix: Prefix | None,
-        start: int,
         alpha: float,
+        begun: Callable[..., Rows],
     ) -> None:
         self._alpha = alpha
         self._mixer: Mixer | None = None
         self._without: Rows | None = None
         if prefix is not None and alpha > 0:
-            self._without = Rows(base, prompts, None, start)
+            self._without = begun(prompts, None)
         if isinstance(prefix, MixedPrefix):
             self._mixer, prompts = Mixer(prefix, base.device), prefix.repeated(prompts)
-        self._rows = Rows(base, prompts, prefix, start)
+        self._rows = begun(prompts, prefix)
 
     def logits(self) -> Tensor:
         """Logits (B, V) of each prompt's next token."""
@@ -164,6 +183,12 @@ class _Reading:
         self._rows.read(next_B if self._mixer is None else self._mixer.told(next_B))
         if self._without is not None:
             self._without.read(next_B)
+
+    def close(self) -> None:
+        """Nothing more is read."""
+        for own in (self._rows, self._without):
+            if own is not None:
+                own.close()
 
 
 def _check_room(base: BaseModel, positions: int) -> None:

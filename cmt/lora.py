@@ -88,13 +88,17 @@ class Lora(nn.Module):
         """
         if not self._layers:
             raise InputError("expected a compressor over its base model, got a detached one")
-        for layer, weight in zip(self._layers, self._merged(dtype), strict=True):
+        model: Any = self._model[0]
+        merged = self._merged(dtype)
+        model.merged_weights = merged
+        for layer, weight in zip(self._layers, merged, strict=True):
             if self.compiled:  # its shape is a constant of the graph
                 torch._dynamo.mark_static(weight)
             layer.merged_weight = weight
         try:
             yield
         finally:
+            model.merged_weights = None
             for layer in self._layers:
                 layer.merged_weight = None
 

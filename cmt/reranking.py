@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cmt import replaying
 from cmt.attention import LayerKV
 from cmt.base_model import BaseModel
 from cmt.reading import opening_tokens, prepare_reading, read
@@ -95,6 +96,9 @@ def _pairs(
 ) -> Tensor:
     """Log P(q | Mⁱ) of each question, all in one pass, with the memory in its place: (P,)."""
     opening = opening_tokens(base.tokenizer)
+    if replaying.serves(base, len(questions)):
+        chosen = memories.to(base.device)[places_P.to(base.device)]
+        return _replayed(base, questions, chosen, start, opening)
     prepared = prepare_reading(
         [[question[:opening] for question in questions]],
         [[question[opening:] for question in questions]],
@@ -111,6 +115,32 @@ def _pairs(
     with context:
         logits_TV = base.logits(read(base, batch, by_layer(chosen)))
     losses_T = functional.cross_entropy(logits_TV.float(), batch.labels_T, reduction="none")
+    return -torch.zeros(len(questions), device=base.device).index_add_(0, owners_T, losses_T)
+
+
+def _replayed(
+    base: BaseModel,
+    questions: Sequence[Sequence[int]],
+    memories: Tensor,
+    start: int,
+    opening: int,
+) -> Tensor:
+    """The same in a pass of fixed shape; `memories` are each question's, (P, L, 2, G, K, E)."""
+    read = [question[:-1] for question in questions]
+    prefix = base.after_sink(memories)
+    with replaying.fixed_reading(base, read, start=start, prefix=prefix) as reading:
+        hidden_PTW = reading.hidden()
+        width = hidden_PTW.shape[1]
+        targets = [
+            row * width + torch.arange(width - len(own) + opening - 1, width)
+            for row, own in enumerate(read)
+        ]
+        labels = torch.tensor([token for question in questions for token in question[opening:]])
+        lengths = torch.tensor([len(own) for own in targets])
+        owners_T = torch.arange(len(questions)).repeat_interleave(lengths)
+        index_T, labels_T, owners_T = move((torch.cat(targets), labels, owners_T), base.device)
+        logits_TV = base.logits(hidden_PTW.flatten(0, 1)[index_T])
+    losses_T = functional.cross_entropy(logits_TV.float(), labels_T, reduction="none")
     return -torch.zeros(len(questions), device=base.device).index_add_(0, owners_T, losses_T)
 
 

@@ -21,12 +21,14 @@ class AnswerConfig:
         batch_tokens: Tokens of their prompts, each as long as the longest, at most; a longer one
             is read by itself.
         alpha: α of decoding, where memories are read (`Sampling.alpha`).
+        replayed: Whether a GPU may replay passes of fixed shape (`generate`).
     """
 
     max_new_tokens: int = 24
     batch_size: int = 32
     batch_tokens: int = 262_144
     alpha: float = 0.0
+    replayed: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
@@ -63,6 +65,7 @@ def generated(
             start=start,
             sampling=Sampling(max_new_tokens=config.max_new_tokens, alpha=config.alpha),
             stop_tokens=stop_tokens,
+            replayed=config.replayed,
         )
         for i, tokens in zip(rows, outputs, strict=True):
             answers[i] = str(reader.tokenizer.decode(tokens, skip_special_tokens=True)).strip()

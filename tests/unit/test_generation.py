@@ -9,7 +9,7 @@ import torch
 
 from cmt.aggregation import Prefix, aggregate
 from cmt.compressor import Compressor
-from cmt.decoding import Rows
+from cmt.decoding import Rows, rows
 from cmt.encoding import encode_documents
 from cmt.errors import InputError
 from cmt.generation import Sampling, generate, stream
@@ -115,24 +115,23 @@ def test_memory_aware_decoding_takes_away_what_the_model_says_anyway(
         for place, token in enumerate(text):
             read = [list(asked[row]) + text[:place]]
             if separately:  # the weights follow the text: all of it is read
-                rows = Rows(base, own.repeated(asked[row : row + 1]), own, START)
-                mixer = Mixer(own, base.device)
-                with_memory = mixer.mixed(_after(rows, text[:place]))
+                apart = rows(base, own.repeated(asked[row : row + 1]), own, START, 8)
+                with_memory = Mixer(own, base.device).mixed(_after(apart, text[:place]))
             else:
-                with_memory = _after(Rows(base, read, own, START), [])
-            without = _after(Rows(base, read, None, START), [])
+                with_memory = _after(rows(base, read, own, START, 8), [])
+            without = _after(rows(base, read, None, START, 8), [])
             expected = memory_aware_logits(with_memory, without, alpha)[0]
             assert expected[token] >= expected.max() - 1e-3
     assert texts != generate(base, asked, given, start=START, sampling=Sampling(max_new_tokens=8))
 
 
 @torch.no_grad()
-def _after(rows: Rows, tokens: list[int]) -> torch.Tensor:
+def _after(read: Rows, tokens: list[int]) -> torch.Tensor:
     """Logits of the token after these."""
-    logits = rows.logits()
+    logits = read.logits()
     for token in tokens:
-        rows.read(torch.full((len(logits),), token))
-        logits = rows.logits()
+        read.read(torch.full((len(logits),), token))
+        logits = read.logits()
     return logits
 
 

@@ -1,0 +1,296 @@
+"""Passes of fixed shape: on a GPU each is captured once, as a CUDA graph, and replayed after that.
+
+A question has few tokens. A pass over them keeps a GPU busy for about a millisecond and the host
+for thirty, while it launches one kernel after another. A graph launches them all at once, but
+wants the same shapes and addresses each time. So rows, tokens and places are rounded up, padding
+is masked, and keys and values lie in buffers that stay. On another device the same passes run as
+they are: so the tests compare them with passes of any shape.
+
+Shape legend: B rows, n of them asked for, T tokens of a row, P places before them, S places in
+all, W hidden size, L layers, G key/value heads, E head size.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import Cache, StaticLayer
+
+from cmt.attention import any_shape
+from cmt.base_model import BaseModel
+from cmt.padding import additive_mask, left_padded, padded_positions
+
+MOST_ROWS = 64
+"""More rows keep the device busy without graphs."""
+_TOKENS, _PLACES = 16, 64  # rounded up to a multiple of
+_MOST_TOKENS = 64  # longer passes, of text, run as they are: no two have the same length
+_SHARE = 16  # of the device's memory that buffers take which nobody reads with
+
+
+def serves(base: BaseModel, rows: int) -> bool:
+    """Whether so many rows are to be read in passes of fixed shape."""
+    return (
+        base.device.type == "cuda"
+        and rows <= MOST_ROWS
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cuda")
+    )
+
+
+class FixedReading:
+    """Prompts after their prefixes, read in passes of fixed shape, a token at a time after that.
+
+    Attributes:
+        tokens_BT, valid_BT: The prompts, padded on the left, and False at padding.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        prompts: Sequence[Sequence[int]],
+        *,
+        start: int,
+        prefix: Tensor | None = None,
+        log_weights_nP: Tensor | None = None,
+        further: int = 0,
+    ) -> None:
+        """Lay the prompts out, put their prefixes before them.
+
+        Args:
+            base: The frozen model.
+            prompts: Token ids, n of them.
+            start: Position of a prompt's first token.
+            prefix: Keys and values before each, (n, L, 2, G, P, E).
+            log_weights_nP: Added to the attention scores of those; None: nothing.
+            further: Tokens that are read after each prompt, at most.
+        """
+        self._base, self._prompts = base, len(prompts)
+        rows = 1 << (len(prompts) - 1).bit_length()
+        more = rows - len(prompts)  # the first prompt again: whatever it gives is left out
+        filler = base.tokenizer.eos_token_id or 0
+        width = _up(max(map(len, prompts)), _TOKENS)
+        self.tokens_BT, self.valid_BT = left_padded(
+            [*prompts, *[prompts[0]] * more], filler, base.device, width
+        )
+        self._positions_BT = padded_positions(self.valid_BT, start)
+        P = 0 if prefix is None else prefix.shape[4]
+        if log_weights_nP is None:
+            log_weights_nP = torch.zeros(len(prompts), P, device=base.device)
+        self._next = P + width
+        self._buffers = _pool(base).take(rows, _up(self._next + further, _PLACES))
+        if prefix is not None:
+            self._buffers.states[:, :, : len(prompts), :, :P] = prefix.permute(1, 2, 0, 3, 4, 5)
+            self._buffers.states[:, :, len(prompts) :, :, :P] = prefix[:1].permute(1, 2, 0, 3, 4, 5)
+        before_BP = torch.cat([log_weights_nP, log_weights_nP[:1].expand(more, -1)])
+        mask = additive_mask(before_BP, self.valid_BT, base.dtype)
+        unused = self._buffers.places - mask.shape[-1]
+        self._mask = functional.pad(mask, (0, unused), value=torch.finfo(base.dtype).min)
+
+    def hidden(self, embeddings_BTW: Tensor | None = None) -> Tensor:
+        """Final hidden states (n, T, W) of the prompts, or of `embeddings_BTW` in their place.
+
+        They are valid until the next reading of this shape.
+        """
+        if embeddings_BTW is None:
+            embeddings_BTW = self._base.embed(self.tokens_BT)
+        T = embeddings_BTW.shape[1]
+        hidden_BTW = self._buffers.read(
+            embeddings_BTW, self._positions_BT, self._mask, self._next - T
+        )
+        self._positions_BT = self._positions_BT[:, -1:] + 1
+        self._mask = self._mask[:, :, -1:].clone()
+        return hidden_BTW[: self._prompts]
+
+    def next_hidden(self, tokens_n: Tensor) -> Tensor:
+        """Final hidden states (n, W) of one more token of each prompt, after `hidden`."""
+        rows = len(self.tokens_BT)
+        more = tokens_n[:1].expand(rows - self._prompts)
+        self._mask[..., self._next] = 0  # it sees what the last one saw, and itself
+        self._next += 1
+        embeddings_B1W = self._base.embed(torch.cat([tokens_n, more])[:, None])
+        hidden_B1W = self._buffers.read(
+            embeddings_B1W, self._positions_BT, self._mask, self._next - 1
+        )
+        self._positions_BT = self._positions_BT + 1
+        return hidden_B1W[: self._prompts, 0]
+
+    def close(self) -> None:
+        """Leave the buffers to others."""
+        _pool(self._base).give_back(self._buffers)
+
+
+@contextmanager
+def fixed_reading(
+    base: BaseModel, prompts: Sequence[Sequence[int]], **options: Any
+) -> Iterator[FixedReading]:
+    """A `FixedReading` that is closed at the end."""
+    reading = FixedReading(base, prompts, **options)
+    try:
+        yield reading
+    finally:
+        reading.close()
+
+
+class _Layer(StaticLayer):
+    """A layer's keys and values, (B, G, S, E) each, written where its buffers say."""
+
+    def __init__(self, buffers: _Buffers, states: Tensor) -> None:
+        super().__init__(max_cache_len=states.shape[3])
+        self._buffers = buffers
+        self.keys, self.values = self._own = states.unbind(0)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = self._own
+        keys.index_copy_(2, self._buffers.places_T, key_states.to(keys.dtype))
+        values.index_copy_(2, self._buffers.places_T, value_states.to(values.dtype))
+        return keys, values
+
+    def get_seq_length(self, *_: Any) -> int:
+        return 0  # positions and masks are given: nobody needs to count
+
+
+class _Buffers:
+    """Keys and values of B rows and S places in every layer, and the passes over them."""
+
+    def __init__(self, base: BaseModel, rows: int, places: int, pool: _Pool) -> None:
+        sizes = base.dimensions
+        shape = (sizes.layers, 2, rows, sizes.kv_heads, places, sizes.head_size)
+        self.states = torch.zeros(shape, dtype=base.dtype, device=base.device)
+        self.rows, self.places = rows, places
+        self.places_T = torch.zeros(0, dtype=torch.long, device=base.device)
+        self._base, self._pool = base, pool
+        self._cache = Cache(layers=[_Layer(self, own) for own in self.states])
+        self._passes: dict[tuple[int, bool], _Captured] = {}
+
+    def read(
+        self, embeddings_BTW: Tensor, positions_BT: Tensor, mask_B1TS: Tensor, first: int
+    ) -> Tensor:
+        """Hidden states (B, T, W) of tokens that take the places from `first` on."""
+        T = embeddings_BTW.shape[1]
+        given = (embeddings_BTW, positions_BT, mask_B1TS)
+        captured = self._captured(given) if T <= _MOST_TOKENS else None
+        if captured is not None:
+            return captured.replay(given, first)
+        return self.run(given, torch.arange(first, first + T, device=embeddings_BTW.device))
+
+    def _captured(self, given: tuple[Tensor, ...]) -> _Captured | None:
+        """The graph of such a pass; None where there are none, or the model can't be captured."""
+        if not self._pool.captures:
+            return None
+        adapters = self._base.adapters
+        key = (given[0].shape[1], adapters is None)
+        own = self._passes.get(key)
+        if own is None or own.adapters is not adapters:
+            try:
+                own = self._passes[key] = _Captured(self, given, adapters, self._pool.graphs)
+            except RuntimeError as error:  # a model that asks the device something in its pass
+                self._pool.captures = False
+                warnings.warn(
+                    f"{self._base.name} can't be captured as a CUDA graph, runs without: {error}",
+                    stacklevel=2,
+                )
+                return None
+        return own
+
+    def run(self, given: tuple[Tensor, ...], places_T: Tensor) -> Tensor:
+        """The pass itself."""
+        embeddings_BTW, positions_BT, mask_B1TS = given
+        self.places_T = places_T
+        with any_shape():
+            output = self._base.decoder(
+                inputs_embeds=embeddings_BTW,
+                position_ids=positions_BT,
+                attention_mask=mask_B1TS,
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+        hidden_BTW: Tensor = output.last_hidden_state
+        return hidden_BTW
+
+
+class _Captured:
+    """One pass as a CUDA graph, with inputs and output at addresses of their own.
+
+    Attributes:
+        adapters: Of the model when it was captured; other ones want another graph.
+    """
+
+    def __init__(
+        self, buffers: _Buffers, given: tuple[Tensor, ...], adapters: object, graphs: Any
+    ) -> None:
+        self.adapters = adapters
+        self._given = tuple(part.clone() for part in given)
+        device, T = given[0].device, given[0].shape[1]
+        self._first = torch.zeros(1, dtype=torch.long, device=device)
+        counted_T = torch.arange(T, device=device)
+        with torch.cuda.device(device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # libraries set themselves up in a pass that isn't kept
+                buffers.run(self._given, self._first + counted_T)
+            torch.cuda.current_stream().wait_stream(side)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, pool=graphs, capture_error_mode="thread_local"):
+                self._hidden = buffers.run(self._given, self._first + counted_T)
+
+    def replay(self, given: tuple[Tensor, ...], first: int) -> Tensor:
+        """Hidden states, valid until the next replay of a graph."""
+        for own, part in zip(self._given, given, strict=True):
+            own.copy_(part)
+        self._first.fill_(first)
+        self._graph.replay()
+        return self._hidden
+
+
+class _Pool:
+    """Buffers of one base model: lent to one reading at a time, kept for the next one.
+
+    Attributes:
+        captures: Whether passes are captured.
+        graphs: Where graphs keep what lies between input and output, all of them: one runs at a
+            time.
+    """
+
+    def __init__(self, base: BaseModel) -> None:
+        self._base = base
+        self._free: list[_Buffers] = []  # last used last
+        self.captures = base.device.type == "cuda"
+        self.graphs: Any = None
+        self._most_bytes = 0
+        if self.captures:
+            self.graphs = torch.cuda.graph_pool_handle()
+            memory = torch.cuda.get_device_properties(base.device).total_memory
+            self._most_bytes = memory // _SHARE
+
+    def take(self, rows: int, places: int) -> _Buffers:
+        """Buffers that nobody else reads with."""
+        for number in reversed(range(len(self._free))):
+            if (self._free[number].rows, self._free[number].places) == (rows, places):
+                return self._free.pop(number)
+        return _Buffers(self._base, rows, places, self)
+
+    def give_back(self, buffers: _Buffers) -> None:
+        """For the next reading; those used longest ago make room."""
+        self._free.append(buffers)
+        while sum(own.states.nbytes for own in self._free) > self._most_bytes:
+            self._free.pop(0)
+
+
+def _pool(base: BaseModel) -> _Pool:
+    if base.pool is None:
+        base.pool = _Pool(base)
+    pool: _Pool = base.pool
+    return pool
+
+
+def _up(number: int, step: int) -> int:
+    return -(-number // step) * step
