@@ -185,51 +185,50 @@ def prepare(
         if not len(document):
             raise InputError(f"expected at least one token a document, got none in no. {number}")
     K, D = memory_tokens, len(documents)
-    tokens: list[Tensor] = []
-    positions: list[Tensor] = []
-    segments: list[Tensor] = []
-    document_tokens: list[Tensor] = []
-    memory_places: list[Tensor] = []
-    question_tokens: list[Tensor] = []
-    key_places: list[int] = []
-    start = 0
-    for number, document in enumerate(documents):
-        n = len(document)
-        places_n = torch.arange(n)
-        spread_K = ((torch.arange(K) + 0.5) * n / K).long() + 1
-        tokens += [torch.tensor(document, dtype=torch.long), torch.zeros(K + 1, dtype=torch.long)]
-        positions += [places_n + 1, spread_K, torch.tensor([n + 1])]
-        segments.append(number * K + places_n * K // n)
-        document_tokens.append(start + places_n)
-        memory_places.append(start + n + torch.arange(K))
-        key_places.append(start + n + K)
-        start += n + K + 1
-    for question in questions:
-        n = len(question)
-        tokens += [torch.tensor(question, dtype=torch.long), torch.zeros(1, dtype=torch.long)]
-        positions.append(torch.arange(n + 1) + 1)
-        question_tokens.append(start + torch.arange(n))
-        key_places.append(start + n)
-        start += n + 1
-    none = torch.zeros(0, dtype=torch.long)
-    all_segments = torch.cat(segments) if documents else none
+    lengths_D = torch.tensor([len(document) for document in documents], dtype=torch.long)
     lengths = tuple(len(question) for question in questions)
     lengths_Q = torch.tensor(lengths, dtype=torch.long)
+    whole = torch.cat([lengths_D + K + 1, lengths_Q + 1])
+    starts_D, starts_Q = (whole.cumsum(0) - whole).split([D, len(questions)])
+    spread_DK = ((torch.arange(K) + 0.5) * lengths_D[:, None] / K).long() + 1
+    owners_t, places_t = _counted(lengths_D)  # t: tokens of all documents
+    owners_T, places_T = _counted(lengths_Q)
+    document_tokens, question_tokens = starts_D[owners_t] + places_t, starts_Q[owners_T] + places_T
+    memory_places = ((starts_D + lengths_D)[:, None] + torch.arange(K)).flatten()
+    key_places = torch.cat([starts_D + lengths_D + K, starts_Q + lengths_Q])
+    tokens_N = torch.zeros(int(whole.sum()), dtype=torch.long)
+    positions_N = torch.zeros_like(tokens_N)
+    for texts, at, places in (
+        (documents, document_tokens, places_t),
+        (questions, question_tokens, places_T),
+    ):
+        tokens_N[at] = torch.tensor([token for text in texts for token in text], dtype=torch.long)
+        positions_N[at] = places + 1
+    positions_N[memory_places] = spread_DK.flatten()
+    positions_N[key_places] = torch.cat([lengths_D, lengths_Q]) + 1
+    segments = owners_t * K + places_t * K // lengths_D[owners_t]
     return CompressorInput(
-        tokens_N=torch.cat(tokens),
-        positions_N=torch.cat(positions),
+        tokens_N=tokens_N,
+        positions_N=positions_N,
         packing=pack([[len(d) + K + 1 for d in documents], [len(q) + 1 for q in questions]]),
-        special_S=torch.cat([*memory_places, torch.tensor(key_places, dtype=torch.long)]),
-        document_tokens=torch.cat(document_tokens) if documents else none,
-        segments=all_segments,
-        segment_sizes=torch.bincount(all_segments, minlength=D * K),
-        question_tokens=torch.cat(question_tokens) if questions else none,
-        owners_T=torch.arange(len(questions)).repeat_interleave(lengths_Q),
+        special_S=torch.cat([memory_places, key_places]),
+        document_tokens=document_tokens,
+        segments=segments,
+        segment_sizes=torch.bincount(segments, minlength=D * K),
+        question_tokens=question_tokens,
+        owners_T=owners_T,
         question_lengths=lengths,
         documents=D,
         questions=len(questions),
         memory_tokens=K,
     )
+
+
+def _counted(lengths_X: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each token of all texts the text, and its place in it."""
+    owners = torch.arange(len(lengths_X)).repeat_interleave(lengths_X)
+    ends_X = lengths_X.cumsum(0)
+    return owners, torch.arange(len(owners)) - (ends_X - lengths_X)[owners]
 
 
 class Compressor(nn.Module):
