@@ -81,11 +81,20 @@ def profiled(device: torch.device, work: Callable[[], object]) -> dict[str, Any]
     operators = [row for row in made.key_averages() if row.device_type == DeviceType.CPU]
     key = "self_device_time_total" if on_cuda else "self_cpu_time_total"
     dearest = sorted(operators, key=lambda row: -getattr(row, key))[:TOP]
+    slowest = sorted(operators, key=lambda row: -row.self_cpu_time_total)[:TOP]
     result: dict[str, Any] = {
         "seconds": plain,
         "operators": [
             {"name": row.key[:80], "calls": row.count, "milliseconds": getattr(row, key) / 1e3}
             for row in dearest
+        ],
+        "on_the_host": [
+            {
+                "name": row.key[:80],
+                "calls": row.count,
+                "milliseconds": row.self_cpu_time_total / 1e3,
+            }
+            for row in slowest
         ],
         "synchronising_calls": {
             row.key: row.count for row in operators if row.key in SYNCHRONISING

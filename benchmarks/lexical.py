@@ -23,16 +23,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmt.bm25 import Texts
 from cmt.datasets import QADataset, hold_out, load_squad
 from cmt.evaluation.qa import document_ranks
 from cmt.evaluation.results import stamp
 from cmt.late_interaction import SHORTLIST
-from cmt.lexical import library
 from cmt.metrics import recall_at
 from cmt.opening import load_compressor
 from cmt.reading import question_tokens
-from cmt.resident import learn, lexical_scores, match_scores, rerank_scores, with_lexical
+from cmt.resident import (
+    bm25_scores,
+    learn,
+    lexical_scores,
+    match_scores,
+    rerank_scores,
+    with_lexical,
+)
 
 SUMS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 CONSTANT = 60  # of reciprocal-rank fusion, its authors' own
@@ -108,12 +113,11 @@ def main() -> None:
 
 def bm25_alone(dataset: QADataset) -> dict[str, Any]:
     """BM25 over the documents, without a model."""
-    texts = Texts(library(), [document.text for document in dataset.documents])
-    scores_QD = torch.from_numpy(texts.scores([question.text for question in dataset.questions]))
     owners_D = torch.arange(len(dataset.documents))
     right_Q = torch.tensor([question.document for question in dataset.questions])
     right_QD = owners_D[None] == right_Q[:, None]
-    return row_of("BM25", 0, document_ranks(scores_QD, right_QD, owners_D, len(owners_D)))
+    ranks = document_ranks(bm25_scores(dataset), right_QD, owners_D, len(owners_D))
+    return row_of("BM25", 0, ranks)
 
 
 def row_of(way: str, rerank: int, ranks: list[int | None]) -> dict[str, Any]:

@@ -125,9 +125,13 @@ def match_scores(
 
 def lexical_scores(dataset: QADataset, bank: ResidentBank) -> Tensor:
     """BM25 of every question with every memory's document, (Q, D)."""
+    return bm25_scores(dataset)[:, bank.owners_D.cpu()].to(bank.keys.device)
+
+
+def bm25_scores(dataset: QADataset) -> Tensor:
+    """BM25 of every question with every document, on the CPU."""
     texts = Texts(library(), [document.text for document in dataset.documents])
-    scores = torch.from_numpy(texts.scores([question.text for question in dataset.questions]))
-    return scores[:, bank.owners_D.cpu()].to(bank.keys.device)
+    return torch.from_numpy(texts.scores([question.text for question in dataset.questions]))
 
 
 def with_lexical(scores_QD: Tensor, lexical_QD: Tensor, shortlist: int) -> Tensor:

@@ -18,6 +18,17 @@ def unsolved(passages: Sequence[str], question: str) -> str:
     return "".join(f"{passage}\n" for passage in passages) + f"Question: {question}\nAnswer:"
 
 
+def after_passages(
+    passages: Sequence[Sequence[int]],
+    line: Sequence[int],
+    question: Sequence[int],
+    examples: Sequence[int] = (),
+) -> list[int]:
+    """Token ids of examples, passages with a `line`'s end after each, and an unsolved question."""
+    read = [token for passage in passages for token in (*passage, *line)]
+    return [*examples, *read, *question]
+
+
 def solved_examples(
     dataset: QADataset, shots: int, *, with_passage: bool = True, seed: int = 0
 ) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cmt.base_model import BaseModel
 from cmt.errors import InputError
 from cmt.methods.answering import AnswerConfig, generated
-from cmt.methods.few_shot import solved_examples, unsolved
+from cmt.methods.few_shot import after_passages, solved_examples, unsolved
 from cmt.methods.materials import Materials
 from cmt.methods.method import Reply, Stored
 from cmt.methods.retrievers import RETRIEVERS, Bm25, Dense, Retriever, Right
@@ -142,8 +142,7 @@ class TextInPrompt:
                     f"passages within {positions} positions, got {taken} tokens of them"
                 )
             passages = [passage[:room] for passage in passages]
-        middle = [token for passage in passages for token in [*passage, *line]]
-        return [*self._examples, *middle, *after]
+        return after_passages(passages, line, after, self._examples)
 
     def _tokens(self, text: str) -> list[int]:
         tokens: list[int] = self.reader.tokenizer(text, add_special_tokens=False)["input_ids"]

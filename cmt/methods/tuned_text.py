@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cmt.base_model import BaseModel
 from cmt.errors import InputError
-from cmt.methods.few_shot import unsolved
+from cmt.methods.few_shot import after_passages, unsolved
 from cmt.methods.materials import Materials
 from cmt.methods.method import Stored
 from cmt.methods.retrievers import Bm25, Retriever, Right
@@ -83,7 +83,7 @@ def text_tuned(materials: Materials, config: TunedTextConfig) -> BaseModel:
     passages = [tokens(document.text)[: config.max_passage_tokens] for document in data.documents]
     line = tokens("\n")
     prompts = [
-        [*passages[question.document], *line, *tokens(unsolved([], question.text))]
+        after_passages([passages[question.document]], line, tokens(unsolved([], question.text)))
         for question in data.questions
     ]
     answers = answer_tokens(reader, [q.answers for q in data.questions], tuning.max_answer_tokens)
