@@ -34,6 +34,7 @@ from cmt.evaluation.stream import sampled
 from cmt.memory import BATCH_TOKENS
 from cmt.opening import load_compressor
 
+PARTS = ("compression", "questions")
 MATRIX = {"cpu": 2048, "cuda": 8192}
 ROUNDS, BATCHES = {"cpu": 2, "cuda": 5}, {"cpu": 1, "cuda": 3}
 
@@ -58,6 +59,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="counted ones; default: 5, on a CPU 2")
     parser.add_argument("--batches", type=int, help="of questions a round; default: 3, on a CPU 1")
     parser.add_argument("--tokens", type=int, default=16, help="of an answer of fixed length")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--profile", action="store_true", help="the 20 dearest operators")
     parser.add_argument("--commit", help="of the code, where there is no repository")
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -119,32 +121,34 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         },
         "matrix_rate": {"size": size, "dtype": str(dtype), "operations_per_second": rate},
     }
-    result["compression"] = compressing.measure(
-        compressor,
-        plain,
-        learned,
-        batch_tokens=options.batch_tokens or BATCH_TOKENS.get(kind, BATCH_TOKENS["cpu"]),
-        how_many=how_many,
-        with_profile=options.profile,
-    )
-    rate = max(rate, matrix_rate(device, dtype, size))  # a busy machine may have been in its way
-    result["matrix_rate"]["operations_per_second"] = rate
-    for row in result["compression"]["rows"].values():
-        done = row["floating_point_operations"] / row["seconds"]["median"]
-        row["share_of_matrix_rate"] = done / rate
-    print_compression(result)
-    result["questions"] = answering.measure(
-        compressor,
-        plain,
-        learned,
-        training,
-        batch_sizes=options.batch_sizes,
-        how_many=how_many,
-        each=each,
-        tokens=options.tokens,
-        with_profile=options.profile,
-    )
-    print_questions(result["questions"])
+    if "compression" in options.parts:
+        result["compression"] = compressing.measure(
+            compressor,
+            plain,
+            learned,
+            batch_tokens=options.batch_tokens or BATCH_TOKENS.get(kind, BATCH_TOKENS["cpu"]),
+            how_many=how_many,
+            with_profile=options.profile,
+        )
+        rate = max(rate, matrix_rate(device, dtype, size))  # a busy machine may have hindered it
+        result["matrix_rate"]["operations_per_second"] = rate
+        for row in result["compression"]["rows"].values():
+            done = row["floating_point_operations"] / row["seconds"]["median"]
+            row["share_of_matrix_rate"] = done / rate
+        print_compression(result)
+    if "questions" in options.parts:
+        result["questions"] = answering.measure(
+            compressor,
+            plain,
+            learned,
+            training,
+            batch_sizes=options.batch_sizes,
+            how_many=how_many,
+            each=each,
+            tokens=options.tokens,
+            with_profile=options.profile,
+        )
+        print_questions(result["questions"])
     return {**asdict(stamp(device, options.commit)), **result}
 
 
