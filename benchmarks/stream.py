@@ -235,6 +235,12 @@ def measure_row(run: Run, name: str) -> None:
             name, "robustness", settings,
             lambda: looks.robustness(method(), few, run.unrelated(most), shares),
         )  # fmt: skip
+    if "reading" in options.parts:
+        few = looks.sampled(data, sizes.curve_questions)
+        run.cached(
+            name, "reading", run.settings(config, asked=len(few.questions)),
+            lambda: looks.reading(method(), few),
+        )  # fmt: skip
     if "costs" in options.parts:
         learned, asked = sizes.cost_documents, sizes.cost_questions
         run.cached(

@@ -13,7 +13,7 @@ from stream_data import DATASETS
 
 from cmt.errors import InputError
 
-PARTS = ("stream", "retention", "robustness", "costs")
+PARTS = ("stream", "retention", "robustness", "costs", "reading")
 USUAL = PARTS[:3]  # the stream tells costs too; alone they are measured where nothing else runs
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 HERE = Path(__file__).parent

@@ -51,7 +51,8 @@ class Job:
 
 STREAM = ("--parts", "stream")
 PASS = ("--parts", "stream", "retention")
-WHOLE = ("--parts", "stream", "retention", "robustness", "--shares", "0", "1")
+CURVES = ("--parts", "stream", "retention", "robustness", "--shares", "0", "1")
+WHOLE = ("--parts", "reading", *CURVES[1:])
 ABLATED = (*STREAM, "--no-forgetting")
 
 SETTINGS = {
@@ -102,7 +103,7 @@ JOBS: dict[str, tuple[Job, ...]] = {
     ),
     "text": with_costs(
         Job(rows=("closed_book", "gold_text"), options=STREAM),
-        Job(rows=("bm25_top1",), options=WHOLE),
+        Job(rows=("bm25_top1",), options=CURVES),
         Job(rows=("bm25_top3", "bm25_top5"), options=STREAM),
     ),
     "tuned": with_costs(

@@ -5,10 +5,16 @@ Shape legend: Q questions, N texts.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+
+def spare_the_device() -> None:
+    """Before bm25s is imported: it imports JAX where there is one, which takes most of a GPU."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 class Texts:
@@ -44,7 +50,9 @@ class Texts:
         k = min(k, self._size)
         if self._index is None:
             return [tuple(range(k))] * len(questions)  # all score 0
-        found, _ = self._index.retrieve(self._tokenized(questions), k=k, show_progress=False)
+        found, _ = self._index.retrieve(
+            self._tokenized(questions), k=k, show_progress=False, backend_selection="numpy"
+        )
         return [tuple(int(number) for number in row) for row in found]
 
     def stored_bytes(self) -> int:

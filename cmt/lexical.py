@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cmt.bank import Bank, MemorySource
-from cmt.bm25 import Texts
+from cmt.bm25 import Texts, spare_the_device
 from cmt.errors import CorruptRecordError, InputError, UnknownIdError
 
 _TEXTS_AT_ONCE = 8192
@@ -31,6 +31,7 @@ def library() -> Any:
     Raises:
         InputError: It isn't installed.
     """
+    spare_the_device()
     try:
         return importlib.import_module("bm25s")
     except ImportError as error:

@@ -34,7 +34,8 @@ def _without_ablations(rows: Mapping[str, Record]) -> dict[str, Record]:
 def markdown(records: Sequence[Record], dataset: str) -> str:
     """All tables of a dataset; parts without a result are left out."""
     kind = dataset.split("-", maxsplit=1)[0]
-    parts_of = {part: newest(records, part, dataset) for part in ("stream", *CURVES, "costs")}
+    known = ("stream", *CURVES, "reading", "costs")
+    parts_of = {part: newest(records, part, dataset) for part in known}
     streams = parts_of["stream"]
     methods = _without_ablations(streams)
     ablations = {name: record for name, record in streams.items() if name in ABLATIONS}
@@ -44,6 +45,7 @@ def markdown(records: Sequence[Record], dataset: str) -> str:
         _costs(_without_ablations({**streams, **parts_of["costs"]})),
         _forgetting(methods),
         _ablation({**methods, **ablations}, kind) if ablations else "",
+        _reading(parts_of["reading"]),
         _curve("Retention", parts_of["retention"], "documents", RETENTION),
         _curve("Robustness", parts_of["robustness"], "share", ROBUSTNESS),
         _made(parts_of),
@@ -152,6 +154,25 @@ def _ablation(rows: Mapping[str, Record], kind: str) -> str:
         lines.append(_line(f"*published {name}*", "*Llama-2-7B*", "–", "–", "–", f"{exact:.2f}",
                            f"{f1:.2f}"))  # fmt: skip
     return "\n".join(lines)
+
+
+def _reading(rows: Mapping[str, Record]) -> str:
+    if not rows:
+        return ""
+    lines = _head("Is the memory read?", "method", "questions", "EM, own memory", "F1, own memory",
+                  "EM, another's", "F1, another's")  # fmt: skip
+    for name, record in rows.items():
+        own, other = record["result"]["own"], record["result"]["another"]
+        lines.append(_line(
+            title(name), str(record["settings"]["asked"]),
+            *(_with_interval(scores, kind) for scores in (own, other)
+              for kind in ("exact_match", "f1")),
+        ))  # fmt: skip
+    note = (
+        "Each question answered from the memory of its own document alone, and of a document half "
+        "the stream away: what stays is what the method says anyway."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def _curve(

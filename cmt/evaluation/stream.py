@@ -1,8 +1,8 @@
 """A method on a stream: learn the documents in order, then ask every question.
 
-Three looks at it: the whole stream with what it cost, retention (the first documents' questions
-again and again while more documents arrive), and robustness (unrelated documents mixed in). The
-first two can share a pass.
+Four looks at it: the whole stream with what it cost, retention (the first documents' questions
+again and again while more documents arrive), robustness (unrelated documents mixed in), and
+reading (the right memory given, and a wrong one). The first two can share a pass.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
 from cmt.evaluation.costs import Cost, metered
 from cmt.evaluation.qa import Scores, score
-from cmt.methods.method import Method, Reply, Stored
+from cmt.methods.method import Method, Reads, Reply, Stored
 from cmt.metrics import recall_at
 from cmt.records import Document
 
@@ -192,6 +192,37 @@ def robustness(
         _ask_mixed(method, dataset, mixed(dataset.documents, unrelated, share, seed), window)
         for share in shares
     ]
+
+
+def reading(method: Method, dataset: QADataset, *, window: int = 64) -> dict[str, Scores]:
+    """Scores when each question reads its own document's memory, and when it reads another's.
+
+    What a method answers from a memory that holds nothing of the question is what it would say
+    anyway: only the difference was read. The other document is half the stream away.
+
+    Args:
+        method: Reset first.
+        dataset: The stream.
+        window: Documents a call.
+
+    Raises:
+        InputError: No documents, no questions, a window below 1, or a method without memories.
+    """
+    check(dataset, window=window)
+    if not isinstance(method, Reads):
+        raise InputError(
+            f"expected a method that can be told which memory to read, got {type(method).__name__}"
+        )
+    method.reset()
+    learn_in_windows(method, dataset.documents, window)
+    texts = [question.text for question in dataset.questions]
+    own = [question.document for question in dataset.questions]
+    documents = len(dataset.documents)
+    others = [(number + documents // 2) % documents for number in own]
+    return {
+        name: score([reply.text for reply in method.answer_from(texts, read)], dataset)
+        for name, read in (("own", own), ("another", others))
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -111,14 +111,27 @@ class KvMemory:
         self._documents += len(documents)
         self._bank = fresh if self._bank is None else _joined(self._bank, fresh)
 
-    @torch.no_grad()
     def answer(self, questions: Sequence[str]) -> list[Reply]:
         """Self-match, re-rank, aggregate, generate.
 
         Raises:
             InputError: Nothing was learned yet.
         """
-        bank, config, base = self._bank, self._config, self.reader
+        return self._answered(questions, self._config, None)
+
+    def answer_from(self, questions: Sequence[str], documents: Sequence[int]) -> list[Reply]:
+        """Answer each question from the best memory of one document, by its place in the stream.
+
+        Raises:
+            InputError: Nothing was learned yet.
+        """
+        return self._answered(questions, replace(self._config, top_k=1, rerank=0), documents)
+
+    @torch.no_grad()
+    def _answered(
+        self, questions: Sequence[str], config: KvMemoryConfig, documents: Sequence[int] | None
+    ) -> list[Reply]:
+        bank, base = self._bank, self.reader
         if bank is None:
             raise InputError("expected at least one document learned before a question, got none")
         prompts = question_tokens(base.tokenizer, questions)
@@ -128,6 +141,9 @@ class KvMemory:
             scores_QD = rerank_scores(
                 self._compressor, bank, prompts, scores_QD, config.rerank, size
             )
+        if documents is not None:
+            given_Q1 = torch.tensor(documents, device=base.device)[:, None]
+            scores_QD = scores_QD.masked_fill(bank.owners_D != given_Q1, -torch.inf)
         M = min(config.top_k or len(bank.keys), len(bank.keys))
         best = scores_QD.topk(max(M, min(2 * FOUND, len(bank.keys))), dim=1)
         K = self._compressor.config.memory_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cmt.base_model import BaseModel
 from cmt.records import Document
@@ -62,3 +62,11 @@ class Method(Protocol):
 
     def stored(self) -> Stored:
         """Bytes kept now."""
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """A method with memories, that can be told which one to read."""
+
+    def answer_from(self, questions: Sequence[str], documents: Sequence[int]) -> list[Reply]:
+        """Answer each question from the memory of one document, by its place in the stream."""

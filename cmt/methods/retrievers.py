@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cmt.bm25 import Texts
+from cmt.bm25 import Texts, spare_the_device
 from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
 
@@ -42,6 +42,7 @@ class Bm25:
         Raises:
             InputError: bm25s isn't installed.
         """
+        spare_the_device()
         self._library = imported("bm25s", "BM25 retrieval")
         self.reset()
 

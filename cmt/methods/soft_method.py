@@ -114,15 +114,26 @@ class SoftMethod:
         memories = [own.bfloat16() for own in self.compressed(documents)]
         self._bank_DKW = torch.cat([self._bank_DKW, *memories])
 
-    @torch.no_grad()
     def answer(self, questions: Sequence[str]) -> list[Reply]:
         """Compress the questions, aggregate memories for each, generate."""
+        return self._answered(questions, None)
+
+    def answer_from(self, questions: Sequence[str], documents: Sequence[int]) -> list[Reply]:
+        """Answer each question from the memory of one document, by its place in the stream."""
+        return self._answered(
+            questions, torch.tensor(documents, device=self.reader.device)[:, None]
+        )
+
+    @torch.no_grad()
+    def _answered(self, questions: Sequence[str], chosen_Q1: Tensor | None) -> list[Reply]:
         prompts = self.module.questions(questions)
         queries_QKW = torch.cat(list(self._compressed(prompts)))
         bank_DKW = self.remembered()
         found: list[tuple[int, ...]] = [()] * len(prompts)
         best_QM: Tensor | None = None
-        if self._config.top_k:
+        if chosen_Q1 is not None:
+            best_QM, found = chosen_Q1, [tuple(own) for own in chosen_Q1.tolist()]
+        elif self._config.top_k:
             similarity_QD = pooled(queries_QKW) @ pooled(bank_DKW).T
             most = min(max(FOUND, self._config.top_k), len(bank_DKW))
             best_QM = similarity_QD.topk(most, dim=1).indices
@@ -130,7 +141,7 @@ class SoftMethod:
 
         def prefix_of(rows: list[int]) -> Prefix:
             with self._precision():
-                chosen = None if best_QM is None else best_QM[rows, : self._config.top_k]
+                chosen = None if best_QM is None else best_QM[rows, : self._config.top_k or None]
                 return self._prefix(queries_QKW[rows], bank_DKW, chosen)
 
         with self.reading():

@@ -19,7 +19,7 @@ from cmt.methods.text_in_prompt import TextInPrompt, TextInPromptConfig
 from cmt.methods.tuned_copy import QaTuningConfig, answer_tokens, copy_of, qa_tuned, tune
 
 READS = ("none", "bm25", "right")
-TEXTS_A_STEP = 32  # 64 take 75 GB
+TEXTS_A_STEP = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,9 +23,9 @@ from cmt.evaluation.results import (
     stamp,
     without_predictions,
 )
-from cmt.evaluation.stream import retention, robustness, run_stream
+from cmt.evaluation.stream import reading, retention, robustness, run_stream
 from cmt.evaluation.stream_costs import measure_costs
-from tests.unit.test_evaluation_stream import DATA, UNRELATED, Forgetful
+from tests.unit.test_evaluation_stream import DATA, UNRELATED, Forgetful, Told
 
 MADE = stamp(torch.device("cpu"), "abc1234")
 DATASET = "squad-dev-stream-20"
@@ -62,6 +62,15 @@ def test_a_result_is_found_again_by_settings_and_commit(store: ResultStore) -> N
     record = read_result(file)
     assert (record["commit"], record["row"], record["part"]) == ("abc1234", "mac", "stream")
     assert not list(store.folder.glob("*.new"))
+
+
+def test_the_table_tells_whether_memories_are_read(store: ResultStore) -> None:
+    told = without_predictions(reading(Told(), DATA))
+    store.save("cmt_paper", "reading", settings(asked=40), told, MADE)
+    text = markdown([read_result(file) for file in store.folder.glob("*.json")], DATASET)
+    [line] = [own for own in text.split("\n") if own.startswith("| CMT as the paper draws it |")]
+    assert "| 40 | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] | 0.0 [0.0, 0.0] |" in line
+    assert "Is the memory read?" in text
 
 
 @pytest.mark.parametrize("commit", ["unknown", "abc1234+"])

@@ -18,6 +18,7 @@ from cmt.evaluation.costs import Cost, metered
 from cmt.evaluation.forgetting import knowledge, text_loss
 from cmt.evaluation.stream import (
     mixed,
+    reading,
     retention,
     robustness,
     run_stream,
@@ -193,6 +194,25 @@ def test_costs_of_a_short_stream_or_of_nothing(monkeypatch: pytest.MonkeyPatch) 
         measure_costs(method, DATA, learned=0)
     with pytest.raises(InputError, match="expected at least one question in towers, got none"):
         measure_costs(method, replace(DATA, questions=()))
+
+
+class Told(Forgetful):
+    """Answers from the document that it is told to read."""
+
+    def answer_from(self, questions: Sequence[str], documents: Sequence[int]) -> list[Reply]:
+        read = [self.texts[number] for number in documents]
+        return [
+            Reply(text=ANSWERS[question] if own == TEXT_OF[question] else "no", text_tokens=10)
+            for question, own in zip(questions, read, strict=True)
+        ]
+
+
+def test_reading_tells_the_right_memory_from_a_wrong_one() -> None:
+    scores = reading(Told(), DATA)
+    assert scores["own"].exact_match == 100
+    assert scores["another"].f1 == 0
+    with pytest.raises(InputError, match="told which memory to read, got Forgetful"):
+        reading(Forgetful(), DATA)
 
 
 def test_unrelated_documents_are_mixed_in() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cmt.methods import ABLATIONS, METHODS, Method, Row
+from cmt.methods.method import Reads
 from tests import small
 from tests.unit import method_pieces
 
@@ -60,6 +61,21 @@ def test_two_calls_learn_what_one_learns_and_reset_forgets(method: Method) -> No
     method.learn(DATA.documents)
     assert method.stored() == stored
     assert [reply.text for reply in method.answer(ASKED)] == [reply.text for reply in twice]
+
+
+def test_a_memory_that_is_told_is_the_one_that_is_read(method: Method) -> None:
+    if not isinstance(method, Reads):
+        pytest.skip("no memories to choose from")
+    method.reset()
+    method.learn(DATA.documents)
+    numbers = [3 * number % 20 for number in range(len(ASKED))]
+    told = method.answer_from(ASKED, numbers)
+    assert [reply.documents[0] for reply in told] == numbers
+    method.reset()
+    method.learn(DATA.documents[9:10])
+    alone = method.answer_from(ASKED[3:4], [0])
+    assert alone[0].text == told[3].text
+    assert alone[0].memory_tokens == told[3].memory_tokens
 
 
 def test_bytes_grow_with_documents_or_a_copy_is_kept(method: Method, row: Row, name: str) -> None:
