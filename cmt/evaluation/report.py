@@ -60,13 +60,14 @@ def title(name: str) -> str:
 
 
 def _accuracy(methods: Mapping[str, Record], kind: str) -> str:
-    lines = _head("Accuracy", "method", "base model", "documents / questions", "EM", "F1",
-                  "prefix EM", "F1, shortest answer", "R@1", "R@5")  # fmt: skip
+    lines = _head("Accuracy", "method", "base model", "trained", "documents / questions", "EM",
+                  "F1", "prefix EM", "F1, shortest answer", "R@1", "R@5")  # fmt: skip
     for name, record in methods.items():
         result, scores = record["result"], record["result"]["scores"]
         recall = result["recall"]
         lines.append(_line(
-            title(name), _model(record), f"{result['documents']} / {result['questions']}",
+            title(name), _model(record), _trained(record),
+            f"{result['documents']} / {result['questions']}",
             _with_interval(scores, "exact_match"), _with_interval(scores, "f1"),
             f"{scores['prefix_exact_match']:.1f}", f"{result['shortest_f1']:.1f}",
             *(f"{recall[k]:.1f}" if k in recall else "–" for k in ("1", "5")),
@@ -74,7 +75,7 @@ def _accuracy(methods: Mapping[str, Record], kind: str) -> str:
     for method, figures in PUBLISHED.get(kind, {}).items():
         for model, pair in zip(MODELS, figures, strict=True):
             if pair is not None:
-                lines.append(_line(f"*published {method}*", f"*{model}*", "*1665*", "–", "–",
+                lines.append(_line(f"*published {method}*", f"*{model}*", "–", "*1665*", "–", "–",
                                    f"{pair[0]:.2f}", f"{pair[1]:.2f}", "–", "–"))  # fmt: skip
     note = (
         "Percent, 95% bootstrap interval in brackets. Rows in italics are published figures, on "
@@ -141,18 +142,18 @@ def _forgetting(methods: Mapping[str, Record]) -> str:
 
 def _ablation(rows: Mapping[str, Record], kind: str) -> str:
     wanted = [name for name in rows if name in ABLATIONS or name in ("cmt_paper", "kv_trained")]
-    lines = _head("Ablation", "form", "base model", "questions", "EM", "F1", "prefix EM",
-                  "F1, shortest answer")  # fmt: skip
+    lines = _head("Ablation", "form", "base model", "trained", "questions", "EM", "F1",
+                  "prefix EM", "F1, shortest answer")  # fmt: skip
     for name in wanted:
         result, scores = rows[name]["result"], rows[name]["result"]["scores"]
         lines.append(_line(
-            title(name), _model(rows[name]), str(result["questions"]),
+            title(name), _model(rows[name]), _trained(rows[name]), str(result["questions"]),
             _with_interval(scores, "exact_match"), _with_interval(scores, "f1"),
             f"{scores['prefix_exact_match']:.1f}", f"{result['shortest_f1']:.1f}",
         ))  # fmt: skip
     for name, (exact, f1) in ABLATION.get(kind, {}).items():
-        lines.append(_line(f"*published {name}*", "*Llama-2-7B*", "–", "–", "–", f"{exact:.2f}",
-                           f"{f1:.2f}"))  # fmt: skip
+        lines.append(_line(f"*published {name}*", "*Llama-2-7B*", "–", "–", "–", "–",
+                           f"{exact:.2f}", f"{f1:.2f}"))  # fmt: skip
     return "\n".join(lines)
 
 
@@ -231,6 +232,15 @@ def _with_interval(scores: Record, name: str) -> str:
 
 def _model(record: Record) -> str:
     return str(record["settings"].get("base_model", "–"))
+
+
+def _trained(record: Record) -> str:
+    """How long each of its trained parts was trained; of what isn't, nothing."""
+    settings = record["settings"]
+    steps, minutes = settings.get("steps"), settings.get("minutes")
+    told = [f"{steps:,} steps"] if steps else []
+    told += [f"{minutes:g} minutes"] if minutes else []
+    return ", ".join(told) or "–"
 
 
 def _head(heading: str, *columns: str) -> list[str]:

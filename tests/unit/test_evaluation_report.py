@@ -64,6 +64,23 @@ def test_a_result_is_found_again_by_settings_and_commit(store: ResultStore) -> N
     assert not list(store.folder.glob("*.new"))
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"steps": 1500, "minutes": None}, "| 1,500 steps |"),
+        ({"steps": None, "minutes": 2.5}, "| 2.5 minutes |"),
+        ({"steps": 20, "minutes": 3.0}, "| 20 steps, 3 minutes |"),
+    ],
+)
+def test_the_table_tells_how_long_was_trained(
+    store: ResultStore, given: dict[str, object], told: str
+) -> None:
+    stream = without_predictions(run_stream(Forgetful(), DATA))
+    store.save("mac", "stream", settings(**given), stream, MADE)
+    text = markdown([read_result(file) for file in store.folder.glob("*.json")], DATASET)
+    assert told in text
+
+
 def test_the_table_tells_whether_memories_are_read(store: ResultStore) -> None:
     told = without_predictions(reading(Told(), DATA))
     store.save("cmt_paper", "reading", settings(asked=40), told, MADE)
@@ -140,10 +157,11 @@ def test_the_newest_record_of_a_row_counts(store: ResultStore) -> None:
 
 def test_tables_hold_ours_and_the_published_rows(store: ResultStore) -> None:
     text = markdown(fill(store, "kv_memory", "cmt_paper", "cmt_paper_without_top_k"), DATASET)
-    assert "| CMT, key/value memory, shipped checkpoint | smollm2-135m | 20 / 40 | 100.0 [" in text
-    assert "| *published CMT* | *DistilGPT2 82M* | *1665* | – | – | 3.12 | 7.59 | – | – |" in text
+    ours, peers = "CMT, key/value memory, shipped checkpoint", "*published CMT* | *DistilGPT2 82M*"
+    assert f"| {ours} | smollm2-135m | – | 20 / 40 | 100.0 [" in text
+    assert f"| {peers} | – | *1665* | – | – | 3.12 | 7.59 | – | – |" in text
     ablation = text.split("### Ablation")[1]
-    assert "| paper's form, without top-k | smollm2-135m | 40 | " in ablation  # of 40 questions
+    assert "| paper's form, without top-k | smollm2-135m | – | 40 | " in ablation  # of 40 questions
     assert "*published without top-k aggregation*" in text
     assert "### Retention by documents" in text
     assert "### Robustness by share" in text
