@@ -167,7 +167,7 @@ class _Buffers:
         self.states = torch.zeros(shape, dtype=base.dtype, device=base.device)
         self.rows, self.places = rows, places
         self.places_T = torch.zeros(0, dtype=torch.long, device=base.device)
-        self._base, self._pool = base, pool
+        self._base, self.pool = base, pool
         self._cache = Cache(layers=[_Layer(self, own) for own in self.states])
         self._passes: dict[tuple[int, bool], _Captured] = {}
 
@@ -177,28 +177,29 @@ class _Buffers:
         """Hidden states (B, T, W) of tokens that take the places from `first` on."""
         T = embeddings_BTW.shape[1]
         given = (embeddings_BTW, positions_BT, mask_B1TS)
-        captured = self._captured(given) if T <= _MOST_TOKENS else None
+        captured = self._captured(given, first) if T <= _MOST_TOKENS else None
         if captured is not None:
             return captured.replay(given, first)
         return self.run(given, torch.arange(first, first + T, device=embeddings_BTW.device))
 
-    def _captured(self, given: tuple[Tensor, ...]) -> _Captured | None:
+    def _captured(self, given: tuple[Tensor, ...], first: int) -> _Captured | None:
         """The graph of such a pass; None where there are none, or the model can't be captured."""
-        if not self._pool.captures:
+        if not self.pool.captures:
             return None
         adapters = self._base.adapters
         key = (given[0].shape[1], adapters is None)
         own = self._passes.get(key)
         if own is None or own.adapters is not adapters:
             try:
-                own = self._passes[key] = _Captured(self, given, adapters, self._pool.graphs)
+                own = _Captured(self, given, first, adapters)
             except RuntimeError as error:  # a model that asks the device something in its pass
-                self._pool.captures = False
+                self.pool.captures = False
                 warnings.warn(
                     f"{self._base.name} can't be captured as a CUDA graph, runs without: {error}",
                     stacklevel=2,
                 )
                 return None
+            self._passes[key] = own
         return own
 
     def run(self, given: tuple[Tensor, ...], places_T: Tensor) -> Tensor:
@@ -225,22 +226,24 @@ class _Captured:
     """
 
     def __init__(
-        self, buffers: _Buffers, given: tuple[Tensor, ...], adapters: object, graphs: Any
+        self, buffers: _Buffers, given: tuple[Tensor, ...], first: int, adapters: object
     ) -> None:
         self.adapters = adapters
         self._given = tuple(part.clone() for part in given)
         device, T = given[0].device, given[0].shape[1]
-        self._first = torch.zeros(1, dtype=torch.long, device=device)
-        counted_T = torch.arange(T, device=device)
+        self._first = torch.full((1,), first, device=device)  # the pass that isn't kept writes too
+        self._counted_T = torch.arange(T, device=device)  # kept: the graph reads it each time
         with torch.cuda.device(device):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):  # libraries set themselves up in a pass that isn't kept
-                buffers.run(self._given, self._first + counted_T)
+                buffers.run(self._given, self._first + self._counted_T)
             torch.cuda.current_stream().wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, pool=graphs, capture_error_mode="thread_local"):
-                self._hidden = buffers.run(self._given, self._first + counted_T)
+            with torch.cuda.graph(
+                self._graph, pool=buffers.pool.graphs, capture_error_mode="thread_local"
+            ):
+                self._hidden = buffers.run(self._given, self._first + self._counted_T)
 
     def replay(self, given: tuple[Tensor, ...], first: int) -> Tensor:
         """Hidden states, valid until the next replay of a graph."""
