@@ -228,7 +228,8 @@ class Memory(Holdings):
         Args:
             document_id: Which one.
             namespace: Where it is.
-            supersede: Keep the version before a new text as history.
+            supersede: Keep the version before a new text as history; a new text without a date
+                of its own then holds from now on, not from the old one's date.
             memory_tokens: As for `add`, of a new text.
             turn: As for `add`.
             changes: `DocumentChanges`, those given: text, title, date, source, metadata, tags,
@@ -239,7 +240,10 @@ class Memory(Holdings):
             InputError: A change or a size that can't be; the document stays as it was.
             BankError: As `add`.
         """
-        changed = changed_document(self.get(document_id, namespace=namespace), changes)
+        stored = self.get(document_id, namespace=namespace)
+        changed = changed_document(stored, changes)
+        if supersede and changed.text != stored.text and "date" not in changes:
+            changed = replace(changed, date=None)
         report = self.add(
             replace(changed, supersede=supersede),
             memory_tokens=memory_tokens,

@@ -66,6 +66,18 @@ def test_update_may_keep_the_old_version_as_history(memory):
     assert [version.superseded_at for version in memory.history("mayor")] == ["2024-01-01", None]
 
 
+def test_a_text_that_supersedes_without_a_date_holds_from_now_on(memory):
+    memory.add(mayor("Ann", "2020-01-01"))
+    memory.update("mayor", text="Bob is the mayor of Arbon.", supersede=True)
+    old, new = memory.history("mayor")
+    assert (old.date, new.date) == ("2020-01-01", None)
+    assert old.superseded_at <= new.added_at
+    assert sources(memory, as_of="2020-06-01") == ["Ann"]
+    assert sources(memory) == ["Bob"]
+    memory.update("mayor", title="Mayor", supersede=True)  # no new text: nothing ends
+    assert len(memory.history("mayor")) == 2
+
+
 def test_update_refuses_what_it_cannot_do(memory):
     memory.add(mayor("Ann", "2020-01-01"))
     with pytest.raises(UnknownIdError):
