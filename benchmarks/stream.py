@@ -26,6 +26,7 @@ from stream_options import SHARES, SMOKE, Sizes, candidates, options, parsed
 from transformers.utils import logging as transformers_logging
 
 from cmt.base_model import BaseModel
+from cmt.datasets import QADataset
 from cmt.errors import CMTError
 from cmt.evaluation import stream as looks
 from cmt.evaluation.choosing import trials
@@ -67,14 +68,14 @@ class Run:
         self._known: dict[str, Knowledge] = {}
         self._unrelated: dict[int, list[Document]] = {}
 
-    def materials(self) -> Materials:
-        """Fresh ones: a method may lay adapters over the base model."""
+    def materials(self, asked: QADataset) -> Materials:
+        """Fresh ones, to be asked about a stream: a method may lay adapters over the base model."""
         options, steps = self.options, 2 if self.options.smoke else self.options.steps
         return Materials(
             base=BaseModel.load(options.model, device=self.device),
             training=self.data.training,
             qa_training=self.data.qa_training,
-            asked=self.data.stream,
+            asked=asked,
             folder=options.states,
             steps=options.steps or steps,
             minutes=options.minutes,
@@ -170,7 +171,10 @@ def choose(run: Run, name: str, row: Row, config: Any) -> Any:
 
     def measure() -> Any:
         return trials(
-            lambda made: built(row, run.materials(), made), config, tried, run.data.validation
+            lambda made: built(row, run.materials(run.data.validation), made),
+            config,
+            tried,
+            run.data.validation,
         )
 
     held_out = run.data.validation  # whatever stream is learned later, the choice is the same
@@ -199,7 +203,7 @@ def measure_row(run: Run, name: str) -> None:
 
     def method() -> Method:
         if not made:
-            made.append(built(row, run.materials(), config))
+            made.append(built(row, run.materials(run.data.stream), config))
         return made[0]
 
     data = run.data.stream

@@ -22,7 +22,7 @@ import torch
 
 from cmt.datasets.qa import QADataset
 from cmt.errors import InputError
-from cmt.methods import ABLATIONS, METHODS
+from cmt.methods import ABLATIONS, METHODS, tuned_text
 from cmt.methods.fine_tuning import FineTuning
 from cmt.records import Document
 from tests import small, tiny
@@ -156,7 +156,7 @@ def test_rows_are_measured_once_and_reported(folder: Path) -> None:
     headings = re.findall("^## (.*)$", text, flags=re.MULTILINE)
     assert headings == ["streamingqa-test-stream-20", "streamingqa-test-stream-12"]  # the fullest
     assert "\n| MAC |" in text
-    assert "| *published MAC* | *Llama-2-7B* | *1665* | – | – | 14.29 | 21.79 | – | – |" in text
+    assert "| *published MAC* | *Llama-2-7B* | – | *1665* | – | – | 14.29 | 21.79 | – | – |" in text
 
 
 def test_one_pass_serves_stream_and_retention(folder: Path) -> None:
@@ -224,6 +224,24 @@ def test_settings_from_the_command_line(folder: Path) -> None:
     assert "mac: expected name=value with a name in memory_tokens, " in wrong.stderr
     wrong = stream(folder, "--method", "mac", "--set", "memory_tokens=few")
     assert "expected a number like 24, got 'few'" in wrong.stderr
+
+
+def test_a_choice_is_asked_about_the_validation_split(folder: Path) -> None:
+    asked: list[str] = []
+
+    class Noted(tuned_text.Right):
+        def __init__(self, dataset: QADataset) -> None:
+            super().__init__(dataset)
+            asked.append(dataset.name)
+
+    with mock.patch.object(tuned_text, "Right", Noted):
+        ran = stream(folder, "--method", "tuned_gold_text", "--parts", "stream", "--no-forgetting")
+    assert ran.returncode == 0, ran.stderr
+    *choosing, measuring = asked
+    assert len(choosing) == 2  # as many as a smoke run tries
+    assert len({*choosing}) == 1
+    assert "val" in choosing[0]
+    assert measuring not in choosing
 
 
 def test_what_is_missing_is_told(folder: Path, tmp_path: Path) -> None:
