@@ -123,8 +123,10 @@ def recipe_name(file: Path, config: Any) -> str:
 
 
 def told(config: Any) -> dict[str, Any]:
-    """A configuration as results tell it: of a file of spans the name and a digest."""
+    """A configuration as results tell it: of folders the name, of a file of spans a digest too."""
     own = asdict(config)
+    if own.get("dense_model"):
+        own["dense_model"] = shown(own["dense_model"])
     if own.get("spans"):
         file = Path(own["spans"])
         own["spans"] = f"{file.name} {_file_digest(file, 'salient spans')}"

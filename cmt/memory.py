@@ -77,7 +77,7 @@ DEFAULT_TOP_K = 1
 DEFAULT_RERANK = 4  # 3 do what 10 do, and cost a third (docs/LOG.md); one more for top_k = 3
 DEFAULT_MIN_SCORE: float | None = None  # answers in any case
 BATCH_SIZE = 16  # questions answered together
-BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}  # compressed in one pass, memory tokens included
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}  # compressed in one pass, memory tokens included
 
 
 class Memory(Holdings):

@@ -57,9 +57,9 @@ def stamp(device: torch.device, commit: str | None = None) -> Stamp:
 
 
 def shown(argument: object) -> str:
-    """An argument as results tell it: of a path from the root only the last name."""
-    text = str(argument)
-    return Path(text).name if Path(text).is_absolute() else text
+    """An argument as results tell it: of a path from the root only the last name, `NAME=` kept."""
+    name, equals, value = str(argument).rpartition("=")
+    return name + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def code_commit() -> str:

@@ -20,6 +20,7 @@ from cmt.evaluation.results import (
     code_commit,
     is_known,
     read_result,
+    shown,
     stamp,
     without_predictions,
 )
@@ -88,6 +89,21 @@ def test_the_table_tells_whether_memories_are_read(store: ResultStore) -> None:
     [line] = [own for own in text.split("\n") if own.startswith("| CMT as the paper draws it |")]
     assert "| 40 | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] | 0.0 [0.0, 0.0] |" in line
     assert "Is the memory read?" in text
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("/home/ann/data", "data"),
+        ("data/squad", "data/squad"),
+        ("dense_model=/home/ann/minilm", "dense_model=minilm"),
+        ("gradient=250", "gradient=250"),
+        ("--shares", "--shares"),
+        (Path("/home/ann/model"), "model"),
+    ],
+)
+def test_results_tell_no_folders_of_the_machine(argument: object, told: str) -> None:
+    assert shown(argument) == told
 
 
 @pytest.mark.parametrize("commit", ["unknown", "abc1234+"])
