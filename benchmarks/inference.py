@@ -105,9 +105,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     plain = BaseModel.load(options.model, device=device, dtype=base.dtype)
     how_many = options.rounds or ROUNDS.get(kind, 2)
     each = options.batches or BATCHES.get(kind, 1)
-    dtype = torch.bfloat16 if compressor.bfloat16_products else base.dtype
     size = MATRIX.get(kind, 2048)
-    rate = matrix_rate(device, dtype, size)
+    rate = matrix_rate(device, base.dtype, size)
     result: dict[str, Any] = {
         "settings": {
             "dataset": learned.name,
@@ -119,7 +118,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "rounds": how_many,
             "batches_a_round": each,
         },
-        "matrix_rate": {"size": size, "dtype": str(dtype), "operations_per_second": rate},
+        "matrix_rate": {"size": size, "dtype": str(base.dtype), "operations_per_second": rate},
     }
     if "compression" in options.parts:
         result["compression"] = compressing.measure(
@@ -130,7 +129,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             how_many=how_many,
             with_profile=options.profile,
         )
-        rate = max(rate, matrix_rate(device, dtype, size))  # a busy machine may have hindered it
+        rate = max(
+            rate, matrix_rate(device, base.dtype, size)
+        )  # a busy machine may have hindered it
         result["matrix_rate"]["operations_per_second"] = rate
         for row in result["compression"]["rows"].values():
             done = row["floating_point_operations"] / row["seconds"]["median"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -51,13 +50,6 @@ def compress(compressor: Compressor, pieces: Pieces, batch_tokens: int) -> None:
     """Token ids to memories as the bank stores them, left on the device."""
     for _, encoded in encode_documents(compressor, pieces, batch_tokens):
         encoded.stacked().bfloat16()
-
-
-def precision(compressor: Compressor) -> AbstractContextManager[object]:
-    """The plain model multiplies as the compressor does."""
-    if not compressor.bfloat16_products:
-        return nullcontext()
-    return torch.autocast(compressor.base.device.type, torch.bfloat16)
 
 
 @torch.no_grad()
@@ -144,9 +136,8 @@ def measure(
 
     def each(run: Callable[[BaseModel, Pieces], None]) -> Callable[[int], None]:
         def every_pass(_: int) -> None:
-            with precision(compressor):
-                for rows in passes:
-                    run(plain, [pieces[i] for i in rows])
+            for rows in passes:
+                run(plain, [pieces[i] for i in rows])
 
         return every_pass
 

@@ -23,8 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -238,8 +237,6 @@ class Compressor(nn.Module):
         config: What it is made of.
         end_token: What answers read from its memories were trained to end with; None: the base
             model's own end tokens alone.
-        bfloat16_products: Compress with bfloat16 matrix products under a float32 base model,
-            as in training; several times faster on CPUs that have them. Reading is unchanged.
     """
 
     def __init__(self, base: BaseModel, config: CompressorConfig) -> None:
@@ -257,7 +254,6 @@ class Compressor(nn.Module):
             )
         self.config = config
         self.end_token: int | None = None
-        self.bfloat16_products = False
         self._base = (base,)  # in a tuple: the base model's weights are no part of this module
         dimensions, device = base.dimensions, base.device
         self.lora = Lora(base.model, config.lora_rank, config.lora_alpha).float()
@@ -308,7 +304,7 @@ class Compressor(nn.Module):
         ).to(embeddings_NW.dtype)
         embeddings_NW = embeddings_NW.index_copy(0, batch.special_S, special_SW)
         run = PackedPass(packing=batch.packing, capture=batch.special_S[: D * K])
-        with self.precision():
+        with self.lora.on():
             hidden_NW = self.base.run_packed(embeddings_NW, batch.positions_N, run)
         keys_SW, hidden_TW = hidden_NW[batch.special_S[D * K :]], hidden_NW[batch.question_tokens]
         keys, question_vectors = self.matched_by(
@@ -349,19 +345,6 @@ class Compressor(nn.Module):
 
     def _vectors(self, head: nn.Linear, hidden_XW: Tensor) -> Tensor:
         return functional.normalize(head(hidden_XW.float()).float(), dim=-1)
-
-    @contextmanager
-    def precision(self) -> Iterator[None]:
-        """LoRA on; with `bfloat16_products` the linear layers multiply in bfloat16."""
-        if not self.bfloat16_products or torch.is_grad_enabled():
-            with self.lora.on():
-                yield
-        else:
-            with (
-                self.lora.on(torch.bfloat16),
-                torch.autocast(self.base.device.type, dtype=torch.bfloat16),
-            ):
-                yield
 
     def _memory_tokens(self, embeddings_NW: Tensor, batch: CompressorInput) -> Tensor:
         """A learned vector plus the mean embedding of the text each memory token stands for."""

@@ -11,7 +11,6 @@ key/value heads, E head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Protocol
 
 import torch
@@ -89,18 +88,21 @@ class GrowingRows:
 
     def logits(self) -> Tensor:
         """Read what comes next, give the logits (B, V) of the token after it."""
-        mask = self._mask
-        with nullcontext() if mask is None else any_shape():  # without memory: as it is
-            output = self._base.model(
-                input_ids=self._tokens_BT,
-                position_ids=self._positions_BT,
-                attention_mask=self._valid_BT.long() if mask is None else mask,
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        logits_BV: Tensor = output.logits[:, -1]
-        return logits_BV
+        given = {
+            "input_ids": self._tokens_BT,
+            "position_ids": self._positions_BT,
+            "past_key_values": self._cache,
+            "use_cache": True,
+        }
+        logits_BV: Tensor
+        if self._mask is None:  # without memory: the model as it is
+            mask = self._valid_BT.long()
+            output = self._base.model(attention_mask=mask, logits_to_keep=1, **given)
+            logits_BV = output.logits[:, -1]
+            return logits_BV
+        with any_shape():
+            output = self._base.decoder(attention_mask=self._mask, **given)
+        return self._base.logits(output.last_hidden_state[:, -1])
 
     def read(self, tokens_B: Tensor) -> None:
         """What comes next is a token of each row."""

@@ -102,7 +102,7 @@ def _replayed(compressor: Compressor, questions: Sequence[Sequence[int]]) -> Enc
     with replaying.fixed_reading(base, with_key, start=1) as reading:
         embeddings_BTW = base.embed(reading.tokens_BT)
         embeddings_BTW[:, -1] = compressor.question_key_embedding.to(embeddings_BTW.dtype)
-        with compressor.precision():
+        with compressor.lora.on():
             hidden_QTW = reading.hidden(embeddings_BTW)
         width = hidden_QTW.shape[1]
         places = [

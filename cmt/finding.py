@@ -237,7 +237,6 @@ class Finder:
                 list(memories.values()),
                 candidates_BC,
                 self._start,
-                bfloat16_products=self._compressor.bfloat16_products,
             ).cpu()
 
 

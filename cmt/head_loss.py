@@ -24,6 +24,7 @@ from cmt.base_model import BaseModel
 from cmt.objectives import memory_aware_logits
 
 CHUNK = 4096  # targets; their logits are 0.8 GB in float32 over 49,152 tokens
+CHUNK_CPU = 128  # of so many they stay in a CPU's cache, about
 
 
 def head_token_losses(

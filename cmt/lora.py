@@ -80,8 +80,8 @@ class Lora(nn.Module):
         self.compiled = False
 
     @contextmanager
-    def on(self, dtype: torch.dtype | None = None) -> Iterator[None]:
-        """Run the model as the compressor, its merged weights in `dtype` (None: the model's).
+    def on(self) -> Iterator[None]:
+        """Run the model as the compressor.
 
         Raises:
             InputError: The adapters were removed.
@@ -89,7 +89,7 @@ class Lora(nn.Module):
         if not self._layers:
             raise InputError("expected a compressor over its base model, got a detached one")
         model: Any = self._model[0]
-        merged = self._merged(dtype)
+        merged = self._merged()
         model.merged_weights = merged
         for layer, weight in zip(self._layers, merged, strict=True):
             if self.compiled:  # its shape is a constant of the graph
@@ -111,17 +111,17 @@ class Lora(nn.Module):
         del model.peft_config  # PEFT's note that there are adapters
         self._layers, self._cache = [], None
 
-    def _merged(self, dtype: torch.dtype | None) -> list[Tensor]:
+    def _merged(self) -> list[Tensor]:
         """W + s·B·A of every layer; without gradients computed once and kept."""
         if torch.is_grad_enabled():
             self._cache = None
-            return self._merge(dtype)
-        version = dtype, [(weight.data_ptr(), weight._version) for weight in self.parameters()]
+            return self._merge()
+        version = [(weight.data_ptr(), weight._version) for weight in self.parameters()]
         if self._cache is None or self._cache[0] != version:
-            self._cache = version, self._merge(dtype)
+            self._cache = version, self._merge()
         return self._cache[1]
 
-    def _merge(self, dtype: torch.dtype | None) -> list[Tensor]:
+    def _merge(self) -> list[Tensor]:
         groups: dict[tuple[torch.Size, torch.Size, bool], list[int]] = defaultdict(list)
         for number, layer in enumerate(self._layers):
             A, B = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
@@ -134,7 +134,7 @@ class Lora(nn.Module):
             deltas = torch.bmm(B, A) * layers[0].scaling[_ADAPTER]
             deltas = deltas.transpose(1, 2) if transposed else deltas
             weights = torch.stack([layer.get_base_layer().weight for layer in layers])
-            sums = (weights + deltas.to(weights.dtype)).to(dtype or weights.dtype)
+            sums = weights + deltas.to(weights.dtype)
             merged |= zip(numbers, sums.unbind(), strict=True)
         return [merged[number] for number in range(len(self._layers))]
 

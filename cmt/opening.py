@@ -51,7 +51,7 @@ def load_compressor(
 ) -> Compressor:
     """A trained compressor laid over its freshly loaded base model; arguments as `Memory.open`.
 
-    On a CPU that has them, and with `dtype` left to us, compressing uses bfloat16 products.
+    With `dtype` left to us the model is in bfloat16 on a GPU and on a CPU that multiplies it.
 
     Raises:
         InputError: This machine doesn't have the device.
@@ -64,17 +64,18 @@ def load_compressor(
             f"expected a compressor checkpoint in {folder}: no {checkpoints.CONFIG} there"
         )
     device = None if device is None else checked_device(device)
+    if dtype is None and _multiplies_bfloat16(device):
+        dtype = torch.bfloat16
     with _without_loading_bar():
         base = BaseModel.load(model, device=device, dtype=dtype, offline=offline)
-    compressor = checkpoints.from_pretrained(base, folder)
-    compressor.bfloat16_products = dtype is None and _cpu_multiplies_bfloat16(base.device)
-    return compressor
+    return checkpoints.from_pretrained(base, folder)
 
 
-def _cpu_multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether this is a CPU with bfloat16 instructions; without them it would be slower."""
+def _multiplies_bfloat16(device: torch.device | None) -> bool:
+    """Whether the model will be on a CPU with bfloat16 instructions; others are slower with it."""
+    on_cpu = not torch.cuda.is_available() if device is None else device.type == "cpu"
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return device.type == "cpu" and supported is not None and bool(supported())
+    return on_cpu and supported is not None and bool(supported())
 
 
 def fingerprint(compressor: Compressor) -> Fingerprint:

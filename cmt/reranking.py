@@ -13,15 +13,14 @@ layers, G key/value heads, K memory tokens, E head size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cmt import replaying
 from cmt.attention import LayerKV
 from cmt.base_model import BaseModel
+from cmt.head_loss import CHUNK, CHUNK_CPU, head_token_losses
 from cmt.reading import opening_tokens, prepare_reading, read
 from cmt.tensors import move
 
@@ -36,8 +35,6 @@ def question_log_likelihoods(
     memories: Tensor | Sequence[Tensor],
     candidates_BC: Tensor,
     start: int,
-    *,
-    bfloat16_products: bool = False,
 ) -> Tensor:
     """Log P(q | Mⁱ) of each question and candidate, shape (B, C), float32.
 
@@ -48,20 +45,18 @@ def question_log_likelihoods(
             (L, 2, G, K, E) with any K each; there is a pass for each K.
         candidates_BC: Rows of `memories`; on the CPU where those are a sequence.
         start: Position of a question's first token.
-        bfloat16_products: Multiply in bfloat16 under a float32 model; scores only, no answer
-            is generated here.
     """
     B, C = candidates_BC.shape
     asked = [question for question in questions for _ in range(C)]
     rows_P = candidates_BC.flatten()
     if isinstance(memories, Tensor):
         chosen, places_P = _chosen(memories, rows_P)
-        pairs = _pairs(base, asked, chosen, places_P, start, bfloat16_products)
+        pairs = _pairs(base, asked, chosen, places_P, start)
         return pairs.view(B, C)
     likelihoods_P = torch.zeros(B * C, device=base.device)
     for numbers, own, places in _by_size(memories, rows_P.tolist()):
         some = [asked[number] for number in numbers]
-        pairs = _pairs(base, some, own, places, start, bfloat16_products)
+        pairs = _pairs(base, some, own, places, start)
         where = move(torch.tensor(numbers), base.device)
         likelihoods_P = likelihoods_P.index_copy(0, where, pairs)
     return likelihoods_P.view(B, C)
@@ -92,7 +87,6 @@ def _pairs(
     memories: Tensor,
     places_P: Tensor,
     start: int,
-    bfloat16_products: bool,
 ) -> Tensor:
     """Log P(q | Mⁱ) of each question, all in one pass, with the memory in its place: (P,)."""
     opening = opening_tokens(base.tokenizer)
@@ -109,13 +103,17 @@ def _pairs(
     lengths = torch.tensor([len(question) - opening for question in questions])
     owners_T = torch.arange(len(questions)).repeat_interleave(lengths)
     batch, owners_T = move((prepared, owners_T), base.device)
-    chosen = memories.to(base.device, base.dtype)
-    fast = bfloat16_products and base.dtype == torch.float32
-    context = torch.autocast(base.device.type, torch.bfloat16) if fast else nullcontext()
-    with context:
-        logits_TV = base.logits(read(base, batch, by_layer(chosen)))
-    losses_T = functional.cross_entropy(logits_TV.float(), batch.labels_T, reduction="none")
-    return -torch.zeros(len(questions), device=base.device).index_add_(0, owners_T, losses_T)
+    targets_TW = read(base, batch, by_layer(memories.to(base.device, base.dtype)))
+    return _summed(base, targets_TW, batch.labels_T, owners_T, len(questions))
+
+
+def _summed(
+    base: BaseModel, targets_TW: Tensor, labels_T: Tensor, owners_T: Tensor, questions: int
+) -> Tensor:
+    """Log-likelihoods of the tokens, added up for each question they belong to."""
+    chunk = CHUNK if base.device.type == "cuda" else CHUNK_CPU
+    losses_T = head_token_losses(base, targets_TW, labels_T, chunk=chunk)
+    return -torch.zeros(questions, device=base.device).index_add_(0, owners_T, losses_T)
 
 
 def _replayed(
@@ -139,9 +137,8 @@ def _replayed(
         lengths = torch.tensor([len(own) for own in targets])
         owners_T = torch.arange(len(questions)).repeat_interleave(lengths)
         index_T, labels_T, owners_T = move((torch.cat(targets), labels, owners_T), base.device)
-        logits_TV = base.logits(hidden_PTW.flatten(0, 1)[index_T])
-    losses_T = functional.cross_entropy(logits_TV.float(), labels_T, reduction="none")
-    return -torch.zeros(len(questions), device=base.device).index_add_(0, owners_T, losses_T)
+        targets_TW = hidden_PTW.flatten(0, 1)[index_T]
+        return _summed(base, targets_TW, labels_T, owners_T, len(questions))
 
 
 def by_layer(memories: Tensor) -> list[LayerKV]:

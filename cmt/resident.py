@@ -162,7 +162,6 @@ def rerank_scores(
             bank.memories,
             found.indices[rows],
             reading_start(compressor.config.max_piece_tokens),
-            bfloat16_products=compressor.bfloat16_products,
         )
         reranked_QC[rows] = combined_scores(found.values[rows], likelihoods_BC, weight)
     return _rescored(scores_QD, found.indices, reranked_QC)

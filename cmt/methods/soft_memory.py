@@ -50,7 +50,7 @@ class SoftCompressor(Compressor):
         embeddings_NW = embeddings_NW.index_copy(
             0, batch.special_S, special.to(embeddings_NW.dtype)
         )
-        with self.precision():
+        with self.lora.on():
             hidden_NW = self.base.run_packed(
                 embeddings_NW, batch.positions_N, PackedPass(packing=batch.packing)
             )

@@ -114,7 +114,8 @@ def test_generation_with_a_prefix(family: str) -> None:
     sampling = Sampling(max_new_tokens=12)
     prefix = as_prefix(own_cache(base, DOCUMENT))
     seen: list[Tensor] = []
-    hook = base.model.register_forward_hook(lambda *call: seen.append(call[-1].logits[0, -1]))
+    head = base.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda *call: seen.append(call[-1][0]))
     [ours] = generate(base, [QUESTION], prefix, start=START, sampling=sampling)
     hook.remove()
     expected = tiny.model(family, "sdpa").generate(

@@ -120,34 +120,6 @@ def test_lora_shapes_the_memory_and_not_the_reading() -> None:
     assert torch.equal(read, plain)
 
 
-def test_bfloat16_products_are_close_and_only_for_use() -> None:
-    compressor = small.compressor()
-    batch = prepare(small.tokens(30, 7), small.tokens(6), 4)
-    with torch.no_grad():
-        exact = compressor(batch)
-        compressor.bfloat16_products = True
-        rounded = compressor(batch)
-    assert not torch.equal(rounded.document_keys_DC, exact.document_keys_DC)
-    cosine = torch.nn.functional.cosine_similarity
-    for name in ("document_keys_DC", "question_keys_QC"):
-        ours = getattr(rounded, name)
-        assert ours.dtype == torch.float32
-        torch.testing.assert_close(ours.norm(dim=1), torch.ones(len(ours)), atol=1e-6, rtol=0)
-        assert cosine(ours, getattr(exact, name)).min() > 0.99
-    difference = rounded.stacked().float() - exact.stacked()
-    assert difference.norm() < 0.05 * exact.stacked().norm()
-    trained = compressor(batch)  # with gradients, as in training: untouched
-    assert torch.equal(trained.document_keys_DC, exact.document_keys_DC)
-    with torch.no_grad():
-        row = compressor.base.embed(torch.tensor(small.tokens(12)[0]))
-        places, packed = torch.arange(12), PackedPass(packing=pack([[12]]))
-        plain = tiny.base_model().run_packed(row, places, packed)
-        assert torch.equal(compressor.base.run_packed(row, places, packed), plain)
-        compressor.bfloat16_products = False
-        again = compressor(batch)
-    assert torch.equal(again.stacked(), exact.stacked()), "the cache knows both precisions"
-
-
 def test_scale_is_the_exponential_of_its_parameter_up_to_100() -> None:
     compressor = Compressor(tiny.base_model(), small.config())
     assert compressor.scale().item() == pytest.approx(20.0)

@@ -47,9 +47,8 @@ def mixture(compressor: Compressor, *rows: int, posterior: bool = False) -> Mixe
 def logits_of(compressor: Compressor, prompts: list[list[int]], prefix: Prefix) -> torch.Tensor:
     """The first token's logits as `stream` has them before the mixture."""
     seen: list[torch.Tensor] = []
-    hook = compressor.base.model.register_forward_hook(
-        lambda *call: seen.append(call[-1].logits[:, -1])
-    )
+    head = compressor.base.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda *call: seen.append(call[-1]))
     generate(compressor.base, prompts, prefix, start=START, sampling=Sampling(max_new_tokens=1))
     hook.remove()
     return seen[0]
