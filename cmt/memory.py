@@ -128,7 +128,7 @@ class Memory(Holdings):
             model: Base model: a registered name, hub id, folder or GGUF file.
             checkpoint: Folder of the trained compressor; None takes the one shipped for `model`.
             device: Default: CUDA when there is one, else CPU.
-            dtype: Default: bfloat16 on CUDA, float32 on CPU.
+            dtype: Default: bfloat16 on CUDA and on a CPU with bfloat16 instructions, else float32.
             offline: True never touches the network; None asks $CMT_OFFLINE and $HF_HUB_OFFLINE.
             read_only: Only ask; the bank must exist.
             tier: How a bank that is made stores memories, "bf16" unless given, "int8" or "int4".
