@@ -22,6 +22,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from cmt import weights
 from cmt.attention import IMPLEMENTATION, LayerKV, LayerPass, PackedPass, any_shape, pack
 from cmt.errors import ModelError
+from cmt.lora import Merged
 from cmt.model_structure import decoder_layers, dimensions, sliding_window
 
 
@@ -114,8 +115,8 @@ class BaseModel:
         return weight
 
     @property
-    def adapters(self) -> object:
-        """What stands in its layers' place just now (lora.py); None: it is as it was loaded."""
+    def adapters(self) -> Merged | None:
+        """The weights in its layers' place just now; None: it is as it was loaded."""
         return getattr(self.model, "merged_weights", None)
 
     @property

@@ -43,8 +43,7 @@ def encode_documents(
 
     Yields:
         Their indices and what the compressor makes of them, a batch at a time, on the base
-        model's device: memories in its dtype (bfloat16 with the compressor's
-        `bfloat16_products`), keys and vectors in float32.
+        model's device: memories in its dtype, keys and vectors in float32.
 
     Raises:
         InputError: The compressor isn't trained for so many memory tokens.
@@ -69,7 +68,8 @@ def encode_questions(
 ) -> EncodedQuestions:
     """What tokenised questions are matched by, on the base model's device."""
     K, device = compressor.config.memory_tokens, compressor.base.device
-    if questions and replaying.serves(compressor.base, len(questions)):
+    longest = max((len(question) + 1 for question in questions), default=0)
+    if questions and replaying.serves(compressor.base, len(questions), longest):
         return _replayed(compressor, questions)
     keys: list[Tensor] = []
     parts: list[QuestionVectors] = []

@@ -167,7 +167,12 @@ class _Reading:
             self._without = begun(prompts, None)
         if isinstance(prefix, MixedPrefix):
             self._mixer, prompts = Mixer(prefix, base.device), prefix.repeated(prompts)
-        self._rows = begun(prompts, prefix)
+        try:
+            self._rows = begun(prompts, prefix)
+        except BaseException:
+            if self._without is not None:
+                self._without.close()
+            raise
 
     def logits(self) -> Tensor:
         """Logits (B, V) of each prompt's next token."""

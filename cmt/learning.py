@@ -169,14 +169,22 @@ def _joined(own: object, more: Sequence[str]) -> Any:
     return (*own, *more) if isinstance(own, Sequence) and not isinstance(own, str) else own
 
 
-def changed_document(stored: StoredDocument, changes: DocumentChanges) -> Document:
+def changed_document(
+    stored: StoredDocument, changes: DocumentChanges, *, supersede: bool = False
+) -> Document:
     """A stored document with changes, to be added again.
+
+    Where a new text supersedes, and no date is given, it holds from now on: with the old one's
+    date, the old version would have held on no day.
 
     Raises:
         InputError: A change of what can't be changed.
     """
     _check_names(changes, DocumentChanges)
-    return replace(stored.document(), **changes)
+    changed = replace(stored.document(), supersede=supersede, **changes)
+    if supersede and changed.text != stored.text and "date" not in changes:
+        return replace(changed, date=None)
+    return changed
 
 
 def _check_names(given: Mapping[str, Any], expected: type) -> None:

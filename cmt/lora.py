@@ -27,6 +27,10 @@ from cmt.errors import InputError
 _ADAPTER = "default"
 
 
+class Merged(list[Tensor]):
+    """Merged weights of all layers: a list that can be referred to weakly."""
+
+
 class Lora(nn.Module):
     """The adapters of one model; off except inside `on()`.
 
@@ -76,7 +80,7 @@ class Lora(nn.Module):
                 for part in ("lora_A", "lora_B"):
                     weight = getattr(module, part)[_ADAPTER].weight
                     self.register_parameter(f"{name}.{part}".replace(".", "/"), weight)
-        self._cache: tuple[object, list[Tensor]] | None = None
+        self._cache: tuple[object, Merged] | None = None
         self.compiled = False
 
     @contextmanager
@@ -111,7 +115,7 @@ class Lora(nn.Module):
         del model.peft_config  # PEFT's note that there are adapters
         self._layers, self._cache = [], None
 
-    def _merged(self) -> list[Tensor]:
+    def _merged(self) -> Merged:
         """W + s·B·A of every layer; without gradients computed once and kept."""
         if torch.is_grad_enabled():
             self._cache = None
@@ -121,7 +125,7 @@ class Lora(nn.Module):
             self._cache = version, self._merge()
         return self._cache[1]
 
-    def _merge(self) -> list[Tensor]:
+    def _merge(self) -> Merged:
         groups: dict[tuple[torch.Size, torch.Size, bool], list[int]] = defaultdict(list)
         for number, layer in enumerate(self._layers):
             A, B = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
@@ -136,7 +140,7 @@ class Lora(nn.Module):
             weights = torch.stack([layer.get_base_layer().weight for layer in layers])
             sums = weights + deltas.to(weights.dtype)
             merged |= zip(numbers, sums.unbind(), strict=True)
-        return [merged[number] for number in range(len(self._layers))]
+        return Merged(merged[number] for number in range(len(self._layers)))
 
 
 @cache

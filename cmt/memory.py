@@ -241,11 +241,8 @@ class Memory(Holdings):
             BankError: As `add`.
         """
         stored = self.get(document_id, namespace=namespace)
-        changed = changed_document(stored, changes)
-        if supersede and changed.text != stored.text and "date" not in changes:
-            changed = replace(changed, date=None)
         report = self.add(
-            replace(changed, supersede=supersede),
+            changed_document(stored, changes, supersede=supersede),
             memory_tokens=memory_tokens,
             turn=turn,
             known_only=True,
@@ -320,7 +317,7 @@ class Memory(Holdings):
         lexical: float = 0.0,
         **filters: Unpack[Filters],
     ) -> Answer | list[Answer]:
-        """Answer from what was learned; greedy answers don't depend on the batch.
+        """Answer from what was learned; greedy answers don't depend on the batch, but for rounding.
 
         Where the filters select nothing, or nothing selected matches as well as `min_score`,
         the answer is "I don't know." and says that it is abstained.

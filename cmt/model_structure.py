@@ -37,6 +37,11 @@ def dimensions(model: PreTrainedModel) -> Dimensions:
             f"expected plain softmax attention, got {type(model).__name__}, whose attention "
             f"caps its scores or has learned sinks"
         )
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        raise ModelError(
+            f"expected logits as the output head gives them, got {type(model).__name__}, which "
+            f"caps them"
+        )
     try:
         heads, hidden = config.num_attention_heads, config.hidden_size
         return Dimensions(

@@ -13,6 +13,7 @@ all, W hidden size, L layers, G key/value heads, E head size.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,16 +29,18 @@ from cmt.padding import additive_mask, left_padded, padded_positions
 
 MOST_ROWS = 64
 """More rows keep the device busy without graphs."""
+MOST_TOKENS = 64
+"""Longer passes, of text, run as they are: no two have the same length."""
 _TOKENS, _PLACES = 16, 64  # rounded up to a multiple of
-_MOST_TOKENS = 64  # longer passes, of text, run as they are: no two have the same length
 _SHARE = 16  # of the device's memory that buffers take which nobody reads with
 
 
-def serves(base: BaseModel, rows: int) -> bool:
-    """Whether so many rows are to be read in passes of fixed shape."""
+def serves(base: BaseModel, rows: int, longest: int = 0) -> bool:
+    """Whether so many rows, the longest of so many tokens, are to be read in fixed shapes."""
     return (
         base.device.type == "cuda"
         and rows <= MOST_ROWS
+        and longest <= MOST_TOKENS
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cuda")
     )
@@ -83,14 +86,16 @@ class FixedReading:
         if log_weights_nP is None:
             log_weights_nP = torch.zeros(len(prompts), P, device=base.device)
         self._next = P + width
-        self._buffers = _pool(base).take(rows, _up(self._next + further, _PLACES))
-        if prefix is not None:
-            self._buffers.states[:, :, : len(prompts), :, :P] = prefix.permute(1, 2, 0, 3, 4, 5)
-            self._buffers.states[:, :, len(prompts) :, :, :P] = prefix[:1].permute(1, 2, 0, 3, 4, 5)
+        places = _up(self._next + further, _PLACES)
         before_BP = torch.cat([log_weights_nP, log_weights_nP[:1].expand(more, -1)])
         mask = additive_mask(before_BP, self.valid_BT, base.dtype)
-        unused = self._buffers.places - mask.shape[-1]
-        self._mask = functional.pad(mask, (0, unused), value=torch.finfo(base.dtype).min)
+        lowest = torch.finfo(base.dtype).min
+        self._mask = functional.pad(mask, (0, places - mask.shape[-1]), value=lowest)
+        self._buffers = _pool(base).take(base, rows, places)  # the last that may fail
+        if prefix is not None:
+            states = self._buffers.states
+            states[:, :, : len(prompts), :, :P] = prefix.permute(1, 2, 0, 3, 4, 5)
+            states[:, :, len(prompts) :, :, :P] = prefix[:1].permute(1, 2, 0, 3, 4, 5)
 
     def hidden(self, embeddings_BTW: Tensor | None = None) -> Tensor:
         """Final hidden states (n, T, W) of the prompts, or of `embeddings_BTW` in their place.
@@ -100,9 +105,8 @@ class FixedReading:
         if embeddings_BTW is None:
             embeddings_BTW = self._base.embed(self.tokens_BT)
         T = embeddings_BTW.shape[1]
-        hidden_BTW = self._buffers.read(
-            embeddings_BTW, self._positions_BT, self._mask, self._next - T
-        )
+        given = (embeddings_BTW, self._positions_BT, self._mask)
+        hidden_BTW = self._buffers.read(self._base, given, self._next - T)
         self._positions_BT = self._positions_BT[:, -1:] + 1
         self._mask = self._mask[:, :, -1:].clone()
         return hidden_BTW[: self._prompts]
@@ -114,9 +118,8 @@ class FixedReading:
         self._mask[..., self._next] = 0  # it sees what the last one saw, and itself
         self._next += 1
         embeddings_B1W = self._base.embed(torch.cat([tokens_n, more])[:, None])
-        hidden_B1W = self._buffers.read(
-            embeddings_B1W, self._positions_BT, self._mask, self._next - 1
-        )
+        given = (embeddings_B1W, self._positions_BT, self._mask)
+        hidden_B1W = self._buffers.read(self._base, given, self._next - 1)
         self._positions_BT = self._positions_BT + 1
         return hidden_B1W[: self._prompts, 0]
 
@@ -137,12 +140,45 @@ def fixed_reading(
         reading.close()
 
 
-class _Layer(StaticLayer):
-    """A layer's keys and values, (B, G, S, E) each, written where its buffers say."""
+_Given = tuple[Tensor, Tensor, Tensor]
+"""Embeddings (B, T, W), positions (B, T) and mask (B, 1, T, S) of a pass."""
 
-    def __init__(self, buffers: _Buffers, states: Tensor) -> None:
+
+class _Graphs:
+    """What all graphs of a base model share.
+
+    Attributes:
+        captures: Whether passes are captured.
+        memory: Where graphs keep what lies between input and output: one runs at a time.
+        stream: That they are captured on, of the model's own device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.captures = device.type == "cuda"
+        self.memory: Any = None
+        self.stream: Any = None
+        if self.captures:
+            self.memory = torch.cuda.graph_pool_handle()
+            self.stream = torch.cuda.Stream(device)
+
+
+class _Places:
+    """Where a pass writes; what its layers know of it."""
+
+    def __init__(self) -> None:
+        self.of_T = torch.zeros(0, dtype=torch.long)
+
+
+class _Layer(StaticLayer):
+    """A layer's keys and values, (B, G, S, E) each, written where its places say.
+
+    It knows nothing of its buffers: referring to each other, both would stay until Python's
+    garbage collector looks at old objects.
+    """
+
+    def __init__(self, places: _Places, states: Tensor) -> None:
         super().__init__(max_cache_len=states.shape[3])
-        self._buffers = buffers
+        self._places = places
         self.keys, self.values = self._own = states.unbind(0)
         self.is_initialized = True
 
@@ -150,8 +186,8 @@ class _Layer(StaticLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         keys, values = self._own
-        keys.index_copy_(2, self._buffers.places_T, key_states.to(keys.dtype))
-        values.index_copy_(2, self._buffers.places_T, value_states.to(values.dtype))
+        keys.index_copy_(2, self._places.of_T, key_states.to(keys.dtype))
+        values.index_copy_(2, self._places.of_T, value_states.to(values.dtype))
         return keys, values
 
     def get_seq_length(self, *_: Any) -> int:
@@ -161,53 +197,52 @@ class _Layer(StaticLayer):
 class _Buffers:
     """Keys and values of B rows and S places in every layer, and the passes over them."""
 
-    def __init__(self, base: BaseModel, rows: int, places: int, pool: _Pool) -> None:
+    def __init__(self, base: BaseModel, rows: int, places: int, graphs: _Graphs) -> None:
         sizes = base.dimensions
         shape = (sizes.layers, 2, rows, sizes.kv_heads, places, sizes.head_size)
         self.states = torch.zeros(shape, dtype=base.dtype, device=base.device)
         self.rows, self.places = rows, places
-        self.places_T = torch.zeros(0, dtype=torch.long, device=base.device)
-        self._base, self.pool = base, pool
-        self._cache = Cache(layers=[_Layer(self, own) for own in self.states])
+        self.graphs = graphs
+        self._written = _Places()
+        self._cache = Cache(layers=[_Layer(self._written, own) for own in self.states])
         self._passes: dict[tuple[int, bool], _Captured] = {}
 
-    def read(
-        self, embeddings_BTW: Tensor, positions_BT: Tensor, mask_B1TS: Tensor, first: int
-    ) -> Tensor:
+    def read(self, base: BaseModel, given: _Given, first: int) -> Tensor:
         """Hidden states (B, T, W) of tokens that take the places from `first` on."""
-        T = embeddings_BTW.shape[1]
-        given = (embeddings_BTW, positions_BT, mask_B1TS)
-        captured = self._captured(given, first) if T <= _MOST_TOKENS else None
+        T = given[0].shape[1]
+        captured = self._captured(base, given, first) if T <= MOST_TOKENS else None
         if captured is not None:
             return captured.replay(given, first)
-        return self.run(given, torch.arange(first, first + T, device=embeddings_BTW.device))
+        return self.run(base, given, torch.arange(first, first + T, device=base.device))
 
-    def _captured(self, given: tuple[Tensor, ...], first: int) -> _Captured | None:
-        """The graph of such a pass; None where there are none, or the model can't be captured."""
-        if not self.pool.captures:
+    def _captured(self, base: BaseModel, given: _Given, first: int) -> _Captured | None:
+        """The graph of such a pass; None where there are none, or it can't be captured."""
+        if not self.graphs.captures:
             return None
-        adapters = self._base.adapters
-        key = (given[0].shape[1], adapters is None)
+        key = (given[0].shape[1], base.adapters is None)
         own = self._passes.get(key)
-        if own is None or own.adapters is not adapters:
+        if own is None or not own.is_of(base.adapters):
+            self._passes.pop(key, None)
             try:
-                own = _Captured(self, given, first, adapters)
+                own = self._passes[key] = _Captured(self, base, given, first)
+            except torch.OutOfMemoryError:  # this time it runs without
+                return None
             except RuntimeError as error:  # a model that asks the device something in its pass
-                self.pool.captures = False
+                self.graphs.captures = False
                 warnings.warn(
-                    f"{self._base.name} can't be captured as a CUDA graph, runs without: {error}",
+                    f"{base.name} can't be captured as a CUDA graph, runs without: "
+                    f"{error.__context__ or error}",
                     stacklevel=2,
                 )
                 return None
-            self._passes[key] = own
         return own
 
-    def run(self, given: tuple[Tensor, ...], places_T: Tensor) -> Tensor:
+    def run(self, base: BaseModel, given: _Given, places_T: Tensor) -> Tensor:
         """The pass itself."""
         embeddings_BTW, positions_BT, mask_B1TS = given
-        self.places_T = places_T
+        self._written.of_T = places_T
         with any_shape():
-            output = self._base.decoder(
+            output = base.decoder(
                 inputs_embeds=embeddings_BTW,
                 position_ids=positions_BT,
                 attention_mask=mask_B1TS,
@@ -219,33 +254,38 @@ class _Buffers:
 
 
 class _Captured:
-    """One pass as a CUDA graph, with inputs and output at addresses of their own.
+    """One pass as a CUDA graph, with inputs and output at addresses of their own."""
 
-    Attributes:
-        adapters: Of the model when it was captured; other ones want another graph.
-    """
-
-    def __init__(
-        self, buffers: _Buffers, given: tuple[Tensor, ...], first: int, adapters: object
-    ) -> None:
-        self.adapters = adapters
+    def __init__(self, buffers: _Buffers, base: BaseModel, given: _Given, first: int) -> None:
+        adapters = base.adapters
+        self._adapters = None if adapters is None else weakref.ref(adapters)
         self._given = tuple(part.clone() for part in given)
         device, T = given[0].device, given[0].shape[1]
         self._first = torch.full((1,), first, device=device)  # the pass that isn't kept writes too
         self._counted_T = torch.arange(T, device=device)  # kept: the graph reads it each time
-        with torch.cuda.device(device):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # libraries set themselves up in a pass that isn't kept
-                buffers.run(self._given, self._first + self._counted_T)
-            torch.cuda.current_stream().wait_stream(side)
-            self._graph = torch.cuda.CUDAGraph()
+        self._graph = torch.cuda.CUDAGraph()
+        graphs, outside = buffers.graphs, torch.cuda.current_stream(device)
+        try:
+            graphs.stream.wait_stream(outside)
+            with torch.cuda.stream(graphs.stream):  # libraries set themselves up in this one
+                buffers.run(base, given, self._first + self._counted_T)
+            outside.wait_stream(graphs.stream)
             with torch.cuda.graph(
-                self._graph, pool=buffers.pool.graphs, capture_error_mode="thread_local"
+                self._graph,
+                pool=graphs.memory,
+                stream=graphs.stream,
+                capture_error_mode="thread_local",
             ):
-                self._hidden = buffers.run(self._given, self._first + self._counted_T)
+                places_T = self._first + self._counted_T
+                self._hidden = buffers.run(base, self._given, places_T)  # type: ignore[arg-type]
+        finally:
+            torch.cuda.set_stream(outside)  # a capture that failed leaves its own
 
-    def replay(self, given: tuple[Tensor, ...], first: int) -> Tensor:
+    def is_of(self, adapters: object) -> bool:
+        """Whether it was captured with these adapters, None: with none; others moved since."""
+        return adapters is (None if self._adapters is None else self._adapters() or self)
+
+    def replay(self, given: _Given, first: int) -> Tensor:
         """Hidden states, valid until the next replay of a graph."""
         for own, part in zip(self._given, given, strict=True):
             own.copy_(part)
@@ -255,31 +295,24 @@ class _Captured:
 
 
 class _Pool:
-    """Buffers of one base model: lent to one reading at a time, kept for the next one.
+    """Buffers of one base model: lent to one reading at a time, kept for the next one."""
 
-    Attributes:
-        captures: Whether passes are captured.
-        graphs: Where graphs keep what lies between input and output, all of them: one runs at a
-            time.
-    """
-
-    def __init__(self, base: BaseModel) -> None:
-        self._base = base
+    def __init__(self, device: torch.device) -> None:
+        self.graphs = _Graphs(device)
         self._free: list[_Buffers] = []  # last used last
-        self.captures = base.device.type == "cuda"
-        self.graphs: Any = None
         self._most_bytes = 0
-        if self.captures:
-            self.graphs = torch.cuda.graph_pool_handle()
-            memory = torch.cuda.get_device_properties(base.device).total_memory
-            self._most_bytes = memory // _SHARE
+        if device.type == "cuda":
+            self._most_bytes = torch.cuda.get_device_properties(device).total_memory // _SHARE
 
-    def take(self, rows: int, places: int) -> _Buffers:
-        """Buffers that nobody else reads with."""
+    def take(self, base: BaseModel, rows: int, places: int) -> _Buffers:
+        """Buffers of zeros that nobody else reads with."""
         for number in reversed(range(len(self._free))):
-            if (self._free[number].rows, self._free[number].places) == (rows, places):
-                return self._free.pop(number)
-        return _Buffers(self._base, rows, places, self)
+            own = self._free[number]
+            if (own.rows, own.places) == (rows, places):
+                self._free.pop(number)
+                own.states.zero_()  # masked places still count 0 times what lies there
+                return own
+        return _Buffers(base, rows, places, self.graphs)
 
     def give_back(self, buffers: _Buffers) -> None:
         """For the next reading; those used longest ago make room."""
@@ -290,7 +323,7 @@ class _Pool:
 
 def _pool(base: BaseModel) -> _Pool:
     if base.pool is None:
-        base.pool = _Pool(base)
+        base.pool = _Pool(base.device)
     pool: _Pool = base.pool
     return pool
 

@@ -90,7 +90,7 @@ def _pairs(
 ) -> Tensor:
     """Log P(q | Mⁱ) of each question, all in one pass, with the memory in its place: (P,)."""
     opening = opening_tokens(base.tokenizer)
-    if replaying.serves(base, len(questions)):
+    if replaying.serves(base, len(questions), max(map(len, questions))):
         chosen = memories.to(base.device)[places_P.to(base.device)]
         return _replayed(base, questions, chosen, start, opening)
     prepared = prepare_reading(

@@ -58,7 +58,8 @@ def stamp(device: torch.device, commit: str | None = None) -> Stamp:
 
 def shown(argument: object) -> str:
     """An argument as results tell it: of a path from the root only the last name, `NAME=` kept."""
-    name, equals, value = str(argument).rpartition("=")
+    text = str(argument)
+    name, equals, value = ("", "", text) if Path(text).is_absolute() else text.rpartition("=")
     return name + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 

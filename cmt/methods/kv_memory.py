@@ -59,7 +59,8 @@ class KvMemoryConfig:
     def __post_init__(self) -> None:
         """Refuse numbers below their least, and what is no aggregation."""
         _ = self.aggregation
-        for name, least in (("top_k", 0), ("rerank", 0), ("shortlist", 0), ("batch_tokens", 1)):
+        for name, least in (("top_k", 0), ("rerank", 0), ("shortlist", 0), ("batch_tokens", 1),
+                            ("decoding_alpha", 0)):  # fmt: skip
             if getattr(self, name) < least:
                 raise InputError(f"expected {name} of at least {least}, got {getattr(self, name)}")
 

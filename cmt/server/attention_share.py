@@ -87,6 +87,7 @@ def _shares(reading: Reading, place: int, own: Prefix, generated: Sequence[int])
         steps = stream(
             base, [tokens] * len(own.tokens), own, start=reading.start,
             sampling=Sampling(max_new_tokens=1),
+            replayed=False,  # a replayed pass is not seen
         )  # fmt: skip
         next(steps, None)
     finally:

@@ -161,7 +161,7 @@ async def patch(
 
     def changed() -> Iterator[Document]:  # runs where nothing else is added meanwhile
         stored = service.memory.get(document_id, namespace=namespace)
-        yield replace(changed_document(stored, asked.changes()), supersede=asked.supersede)
+        yield changed_document(stored, asked.changes(), supersede=asked.supersede)
 
     documents = _fitting(service, changed())
     learning = service.learning.learn(documents, known_only=True)

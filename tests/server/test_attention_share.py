@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cmt import replaying
 from cmt.aggregating import Aggregation
 from cmt.aggregation import Prefix
 from cmt.generation import Sampling, collect, stream
@@ -53,6 +54,15 @@ def test_shares_sum_to_one_and_are_eager_attentions(tmp_path, family):
         assert share.sink == pytest.approx(float(expected[0]), abs=1e-5)
         first = float(expected[1:5].sum())  # a memory has 4 tokens
         assert share.memories[0] == pytest.approx(first, abs=1e-5)
+
+
+def test_a_pass_that_would_be_replayed_is_seen(tmp_path, monkeypatch):
+    with open_memory(tmp_path, small.compressor()) as memory:
+        reading, steps = memory.steps([QUESTION], top_k=3, rerank=0)  # read separately
+        tokens = collect(steps, 1)[0]
+        expected = attention_share(reading, 0, tokens)
+        monkeypatch.setattr(replaying, "serves", lambda *_: True)
+        assert attention_share(reading, 0, tokens) == expected
 
 
 def test_memories_read_separately_share_as_much_as_they_match(tmp_path):

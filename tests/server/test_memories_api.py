@@ -40,6 +40,13 @@ def test_what_is_added_is_stored_found_changed_and_forgotten(client, memory):
     assert (changed["text"], changed["tags"]) == ("It fell in 1950.", ["tower"])
     assert memory.history("selka")[0].text == TOWER["text"]
 
+    dated = client.patch("/v1/memories/selka", json={"date": "2024-05-31"}).json()
+    assert dated["date"] == "2024-05-31"
+    undated = {"text": "It was built again in 1960.", "supersede": True}
+    assert client.patch("/v1/memories/selka", json=undated).json()["date"] is None
+    held, newest = memory.history("selka")[-2:]
+    assert held.date == "2024-05-31" < held.superseded_at <= newest.added_at
+
     assert client.delete("/v1/memories/selka").json()["deleted"] is True
     assert client.get("/v1/memories/selka").status_code == 404
     assert client.delete("/v1/memories/selka").status_code == 404

@@ -85,6 +85,10 @@ def test_another_attention_implementation_is_refused() -> None:
     [
         (Gemma2Config(**COMMON, head_dim=8), "caps its scores or has learned sinks"),
         (
+            Gemma2Config(**COMMON, head_dim=8, attn_logit_softcapping=None),
+            "expected logits as the output head gives them, got Gemma2ForCausalLM, which caps them",
+        ),
+        (
             GptOssConfig(**COMMON, head_dim=8, num_local_experts=2, num_experts_per_tok=1),
             "caps its scores or has learned sinks",
         ),

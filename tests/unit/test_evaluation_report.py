@@ -98,6 +98,7 @@ def test_the_table_tells_whether_memories_are_read(store: ResultStore) -> None:
         ("data/squad", "data/squad"),
         ("dense_model=/home/ann/minilm", "dense_model=minilm"),
         ("gradient=250", "gradient=250"),
+        ("/home/ann/run=1/dev.json", "dev.json"),
         ("--shares", "--shares"),
         (Path("/home/ann/model"), "model"),
     ],

@@ -128,5 +128,7 @@ def test_questions_before_documents_and_models_without_a_compressor(tmp_path) ->
     materials = method_pieces.materials(tmp_path, checkpoint=None)
     with pytest.raises(CheckpointError, match="expected a base model with a shipped compressor"):
         KvMemory.build(materials, KvMemoryConfig())
+    with pytest.raises(InputError, match="expected decoding_alpha of at least 0, got -1"):
+        KvMemoryConfig(decoding_alpha=-1)
     with pytest.raises(InputError, match="expected rerank of at least 0, got -1"):
         KvMemoryConfig(rerank=-1)

@@ -63,3 +63,25 @@ def test_loading_shows_no_bar_and_puts_transformers_setting_back(tmp_path, capfd
     own = opening.fingerprint(compressor)
     assert own.base_model == base.fingerprint
     assert own.compressor == compressor.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("multiplies", "asked", "expected"),
+    [
+        (True, None, torch.bfloat16),
+        (False, None, torch.float32),
+        (True, torch.float32, torch.float32),
+        (False, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_a_cpu_that_multiplies_bfloat16_reads_in_it(
+    tmp_path, monkeypatch, multiplies, asked, expected
+):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: multiplies, raising=False)
+    folder = tiny.save(tmp_path / "model")
+    save_pretrained(Compressor(tiny.base_model(), SMALL), tmp_path / "checkpoint")
+    compressor = opening.load_compressor(
+        str(folder), tmp_path / "checkpoint", device="cpu", dtype=asked
+    )
+    assert compressor.base.dtype == expected
+    assert compressor.key_head.weight.dtype == torch.float32

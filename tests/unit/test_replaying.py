@@ -5,7 +5,12 @@ The graphs themselves need a GPU: the last tests, left out without one.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,7 +43,7 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Whether passes have a fixed shape from now on."""
 
     def choose(is_fixed: bool) -> None:
-        monkeypatch.setattr(replaying, "serves", lambda base, rows: is_fixed)
+        monkeypatch.setattr(replaying, "serves", lambda *_: is_fixed)
 
     return choose
 
@@ -145,7 +150,7 @@ def test_buffers_are_used_again_and_make_room(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(replaying, "_Buffers", Counted)
     pool = replaying._pool(base)
-    pool._most_bytes = 3 * replaying._Buffers(base, 1, 64, pool).states.nbytes
+    pool._most_bytes = 3 * replaying._Buffers(base, 1, 64, pool.graphs).states.nbytes
     made.clear()
     for prompts in (PROMPTS[:1], PROMPTS[2:3], PROMPTS[:1]):
         with replaying.fixed_reading(base, prompts, start=0) as reading, torch.no_grad():
@@ -162,6 +167,66 @@ def test_buffers_are_used_again_and_make_room(monkeypatch: pytest.MonkeyPatch) -
     with replaying.fixed_reading(base, PROMPTS[:4], start=0):
         pass
     assert pool._free == []  # too large to be kept beside anything, or at all
+
+
+def test_what_a_buffer_held_before_spoils_nothing(fixed: Callable[[bool], None]) -> None:
+    compressor = small.compressor()
+    fixed(True)
+    replaying._pool(compressor.base)._most_bytes = 1 << 30
+    good, bad = memories(compressor)[0], torch.full_like(memories(compressor)[0], torch.nan)
+    sampling = Sampling(max_new_tokens=9)
+    prefixes = [aggregate([[own]], [[1.0]]) for own in (good, bad, good)]
+    texts = [
+        generate(compressor.base, PROMPTS[:1], own, start=START, sampling=sampling)
+        for own in prefixes
+    ]
+    assert texts[0] == texts[2] != texts[1]
+
+
+def test_buffers_and_models_go_when_nobody_refers_to_them() -> None:
+    base = tiny.base_model()
+    pool = replaying._pool(base)
+    with replaying.fixed_reading(base, PROMPTS[:1], start=0) as reading, torch.no_grad():
+        buffers = weakref.ref(reading._buffers)
+        reading.hidden()
+    del reading
+    gc.collect()
+    gc.disable()
+    try:
+        assert pool._free == []
+        assert buffers() is None  # a CPU keeps none
+        model = weakref.ref(base)
+        del base
+        assert model() is None
+    finally:
+        gc.enable()
+
+
+def test_buffers_are_not_lost_to_a_reading_that_fails(
+    monkeypatch: pytest.MonkeyPatch, fixed: Callable[[bool], None]
+) -> None:
+    compressor = small.compressor()
+    pool = replaying._pool(compressor.base)
+    pool._most_bytes = 1 << 30
+    fixed(True)
+    prefix = aggregate([[memories(compressor)[0]]], [[1.0]])
+    adjusted = Sampling(max_new_tokens=3, alpha=0.5)
+    ask = partial(generate, compressor.base, PROMPTS[:1], prefix, start=START, replayed=True)
+    ask(sampling=adjusted)
+    kept = len(pool._free)
+    assert kept == 2  # with memory and without
+    whole, calls = decoding.FixedRows.__init__, []
+
+    def second_fails(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("full")
+        whole(*arguments)
+
+    monkeypatch.setattr(decoding.FixedRows, "__init__", second_fails)
+    with pytest.raises(RuntimeError, match="full"):
+        ask(sampling=adjusted)
+    assert len(pool._free) == kept
 
 
 def test_rows_and_tokens_are_rounded_up() -> None:
@@ -193,12 +258,108 @@ def test_a_model_that_cant_be_captured_runs_without(monkeypatch: pytest.MonkeyPa
     def refuse(*_: Any) -> None:
         raise RuntimeError("it synchronises")
 
-    monkeypatch.setattr(replaying, "serves", lambda base, rows: True)
+    monkeypatch.setattr(replaying, "serves", lambda *_: True)
     monkeypatch.setattr(replaying, "_Captured", refuse)
-    replaying._pool(base).captures = True
+    replaying._pool(base).graphs.captures = True
     with pytest.warns(UserWarning, match="captured as a CUDA graph, runs without: it sync"):
         assert generate(base, PROMPTS, replayed=True) == expected
     assert generate(base, PROMPTS, replayed=True) == expected  # and says so once
+
+
+class _Stream:
+    def wait_stream(self, other: _Stream) -> None:
+        """Everything is done at once here."""
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Graphs that run their pass again when they are replayed; those that were captured."""
+    captured: list[Any] = []
+    begin, replay = replaying._Captured.__init__, replaying._Captured.replay
+
+    def remembering(own: Any, buffers: Any, base: Any, given: Any, first: int) -> None:
+        begin(own, buffers, base, given, first)
+        own.again = lambda: buffers.run(base, own._given, own._first + own._counted_T)
+        captured.append(own)
+
+    def running(own: Any, given: Any, first: int) -> torch.Tensor:
+        hidden = replay(own, given, first)
+        return hidden.copy_(own.again())
+
+    monkeypatch.setattr(replaying._Captured, "__init__", remembering)
+    monkeypatch.setattr(replaying._Captured, "replay", running)
+    monkeypatch.setattr(replaying, "serves", lambda *_: True)
+    for name, stand_in in (
+        ("CUDAGraph", lambda: SimpleNamespace(replay=lambda: None)),
+        ("graph", lambda *_, **__: nullcontext()),
+        ("stream", lambda _: nullcontext()),
+        ("current_stream", lambda _: _Stream()),
+        ("set_stream", lambda _: None),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    return captured
+
+
+def replays(base: BaseModel) -> None:
+    """Let a model on a CPU be captured, as the fixture simulates it."""
+    pool = replaying._pool(base)
+    pool._most_bytes = 1 << 30
+    pool.graphs.captures, pool.graphs.stream = True, _Stream()
+
+
+def test_a_shape_is_captured_once_and_anew_for_other_adapters(
+    monkeypatch: pytest.MonkeyPatch, simulated: list[Any]
+) -> None:
+    compressor = small.compressor()
+    base, bank = compressor.base, memories(compressor)
+    sampling = Sampling(max_new_tokens=9)
+
+    def answers(number: int) -> list[list[int]]:
+        prefix = aggregate([[bank[i] for i in own] for own in CHOICES[:number]], WEIGHTS[:number])
+        return generate(base, PROMPTS[:number], prefix, start=START, sampling=sampling)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(replaying, "serves", lambda *_: False)
+        expected = [answers(number) for number in (1, 5, 2)]
+        keys = encode_questions(compressor, PROMPTS).keys_QC
+    replays(base)
+    for _ in range(2):
+        assert [answers(number) for number in (1, 5, 2)] == expected
+    assert len(simulated) == 6  # of three shapes the prompts' pass and a token's
+    for _ in range(2):
+        found = encode_questions(compressor, PROMPTS).keys_QC
+        torch.testing.assert_close(found, keys, atol=1e-5, rtol=1e-4)
+    assert len(simulated) == 7
+    with torch.no_grad():
+        for parameter in compressor.lora.parameters():
+            parameter.mul_(1.5)
+    changed = encode_questions(compressor, PROMPTS).keys_QC
+    assert len(simulated) == 8
+    with monkeypatch.context() as patched:
+        patched.setattr(replaying, "serves", lambda *_: False)
+        torch.testing.assert_close(
+            changed, encode_questions(compressor, PROMPTS).keys_QC, atol=1e-5, rtol=1e-4
+        )
+    assert answers(5) == expected[1]
+    assert len(simulated) == 8
+    assert simulated[6]._adapters() is None  # a graph keeps no merged weights
+
+
+def test_a_capture_without_memory_to_spare_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, simulated: list[Any]
+) -> None:
+    base = tiny.base_model()
+    expected = generate(base, PROMPTS, replayed=False)
+    replays(base)
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(replaying, "_Captured", full)
+        assert generate(base, PROMPTS, replayed=True) == expected
+    assert generate(base, PROMPTS, replayed=True) == expected
+    assert simulated
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -227,4 +388,4 @@ def test_replayed_passes_give_what_launched_ones_give(
             )
         torch.testing.assert_close(both[1][0], both[0][0], atol=1e-3, rtol=1e-3)
         assert both[1][1] == both[0][1]
-    assert replaying._pool(base).captures
+    assert replaying._pool(base).graphs.captures
