@@ -3,7 +3,8 @@ r"""How several memories are best read together: side by side, or separately and
 Asks the questions of SQuAD's held-out articles, which training never saw, with every number of
 memories, aggregation and temperature of the matching weights. The bank is compressed once, and
 memories are found once. Prints a table and writes JSON; "gain" is the F1 above that of the best
-memory alone, question by question, with its 95% interval.
+memory alone, question by question, with its 95% interval. Beside the ways that can be chosen a
+fourth is tried: cross-attention of every layer to each memory by itself, the outputs mixed.
 
     python benchmarks/aggregation.py squad/train-v1.1.json.gz --out aggregation.json
 """
@@ -14,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from cmt.resident import ResidentBank, chunks, learn, match_scores, rerank_score
 ARTICLES = 20  # held out, as in training
 PLACES = {"cpu": 8192, "cuda": 262_144}  # memory tokens read in one batch
 MATCHED = {"cpu": 8, "cuda": 64}  # questions compared and re-ranked in one pass
+CROSS = "cross-attention"
 
 
 def main() -> None:
@@ -79,15 +82,16 @@ def main() -> None:
     print(f"{'k':>2} {'aggregation':<12}{'T':>5}{'EM':>7}{'F1':>7}   {'95% of EM':<12}"
           f"{'95% of F1':<12}{'gain':>6}  {'95%':<11}{'s/question':>10}")  # fmt: skip
     alone: list[float] = []
-    for top_k, way in settings(options):
+    for top_k, how, way in settings(options):
         began = time.perf_counter()
         places = options.places or PLACES[device.type]
-        predictions = answers(compressor, bank, prompts, best, top_k, way, places)
+        crossed = how == CROSS
+        predictions = answers(compressor, bank, prompts, best, top_k, way, places, crossed)
         seconds = seconds_since(began, device) / len(prompts)
         overlaps = f1_of(predictions, data)
         alone = alone or overlaps  # the first one reads one memory
         row = row_of(predictions, data, overlaps, alone)
-        row = {"top_k": top_k, **asdict(way), **row, "seconds_per_question": seconds}
+        row = {"top_k": top_k, **asdict(way), "how": how, **row, "seconds_per_question": seconds}
         made["rows"].append(row)
         print(shown(row), flush=True)
         if options.out:  # after each: what is cut short is kept
@@ -106,7 +110,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, help="learn only N random ones")
     parser.add_argument("--questions", type=int, help="ask only N random ones")
     parser.add_argument("--top-k", type=int, nargs="+", default=[1, 2, 3, 5, 8])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=(*WAYS, CROSS), default=list(WAYS))
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 2.0, 4.0])
     parser.add_argument("--rerank", type=int, default=10, help="memories re-ranked; 0: none")
     parser.add_argument("--places", type=int, help="memory tokens read in one batch")
@@ -130,13 +134,37 @@ def sample(data: QADataset, documents: int | None, questions: int | None) -> QAD
     return data
 
 
-def settings(options: argparse.Namespace) -> Iterator[tuple[int, Aggregation]]:
+def settings(options: argparse.Namespace) -> Iterator[tuple[int, str, Aggregation]]:
     """One memory once, it is the same in all ways; then every combination."""
-    yield 1, Aggregation(how="concatenate")
+    yield 1, "concatenate", Aggregation(how="concatenate")
     for top_k in sorted(set(options.top_k) - {1}):
         for how in options.ways:
             for temperature in options.temperatures:
-                yield top_k, Aggregation(how=how, temperature=temperature)
+                rows = "mix" if how == CROSS else how  # a row for each memory
+                yield top_k, how, Aggregation(how=rows, temperature=temperature)
+
+
+@contextmanager
+def cross_attention(compressor: Compressor, weights_QM: Tensor) -> Iterator[None]:
+    """Every layer's attention reads each memory in a row of its own, and all rows go on alike.
+
+    What they go on with is the mean of their outputs by matching probability: the question's
+    tokens attend to each memory as in the paper's ψ, by the reader's own, untrained weights.
+    """
+
+    def mixed(module: torch.nn.Module, given: Any, output: Any) -> Any:
+        states_QMTW = output[0].unflatten(0, weights_QM.shape)
+        mean = torch.einsum("qmtw,qm->qtw", states_QMTW, weights_QM.to(states_QMTW.dtype))
+        return mean.repeat_interleave(weights_QM.shape[1], 0), *output[1:]
+
+    names = (".self_attn", ".attn")
+    modules = [m for n, m in compressor.base.model.named_modules() if n.endswith(names)]
+    hooks = [module.register_forward_hook(mixed) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def answers(
@@ -147,6 +175,7 @@ def answers(
     top_k: int,
     way: Aggregation,
     places: int,
+    crossed: bool = False,
 ) -> list[str]:
     """The answer to each question from its top_k memories; `best` are values and indices (Q, M)."""
     base, config = compressor.base, compressor.config
@@ -156,14 +185,17 @@ def answers(
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for rows in chunks(by_length, size):
         index: Tensor = torch.tensor(rows, device=base.device)
-        texts = generate(
-            base,
-            [prompts[i] for i in rows],
-            way.resident_prefix(bank.memories, indices_QM[index], scores_QM[index]),
-            start=reading_start(config.max_piece_tokens),
-            sampling=Sampling(max_new_tokens=24),
-            stop_tokens=compressor.stop_tokens,
-        )
+        weights = way.weights(scores_QM[index])
+        with cross_attention(compressor, weights) if crossed else nullcontext():
+            texts = generate(
+                base,
+                [prompts[i] for i in rows],
+                way.resident_prefix(bank.memories, indices_QM[index], scores_QM[index]),
+                start=reading_start(config.max_piece_tokens),
+                sampling=Sampling(max_new_tokens=24),
+                stop_tokens=compressor.stop_tokens,
+                replayed=False if crossed else None,  # a replayed pass calls no hook
+            )
         for i, text in zip(rows, texts, strict=True):
             predictions[i] = str(base.tokenizer.decode(text, skip_special_tokens=True)).strip()
     return predictions
