@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import runpy
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 from cmt.aggregating import Aggregation
 from cmt.checkpoint import save_pretrained
 from cmt.compressor import Compressor
 from cmt.datasets import hold_out, load_squad
+from cmt.encoding import encode_documents
 from cmt.evaluation.qa import evaluate
+from cmt.generation import Sampling, generate
 from cmt.opening import load_compressor
 from tests import small, tiny
-from tests.unit.test_stream_benchmark import run
+from tests.unit.test_stream_benchmark import ROOT, run
 
 
 def squad(file: Path) -> Path:
@@ -90,3 +95,27 @@ def test_a_sample_and_numbers_below_one(files: Path) -> None:
     wrong = run("aggregation.py", *common, "--top-k", 0)
     assert wrong.returncode == 2
     assert "expected --top-k from 1 on, got 0" in wrong.stderr
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_cross_attention_to_memories_of_one_weight_is_reading_the_other(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    cross_attention = runpy.run_path(str(ROOT / "benchmarks/aggregation.py"))["cross_attention"]
+    compressor = small.compressor(family)
+    pieces = [small.tokens(length, seed=length)[0] for length in (20, 33, 25)]
+    with torch.no_grad():
+        memories = torch.cat([e.stacked() for _, e in encode_documents(compressor, pieces)])
+    asked, sampling = small.tokens(9, 14), Sampling(max_new_tokens=8)
+
+    def texts(chosen: list[list[int]], scores: list[list[float]], crossed: bool) -> list[list[int]]:
+        way, scores_QM = Aggregation(how="mix"), torch.tensor(scores)
+        prefix = way.resident_prefix(memories, torch.tensor(chosen), scores_QM)
+        with cross_attention(compressor, way.weights(scores_QM)) if crossed else nullcontext():
+            return generate(compressor.base, asked, prefix, start=97, sampling=sampling)
+
+    alone = texts([[2], [0]], [[0.0], [0.0]], crossed=False)
+    assert texts([[2, 1], [0, 1]], [[0.0, -99.0]] * 2, crossed=True) == alone
+    assert texts([[2, 2], [0, 0]], [[0.0, -1.0]] * 2, crossed=True) == alone
+    assert texts([[2, 1], [0, 1]], [[0.0, 0.0]] * 2, crossed=True) != alone
