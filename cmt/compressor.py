@@ -36,6 +36,7 @@ from cmt.base_model import BaseModel
 from cmt.errors import InputError
 from cmt.late_interaction import QuestionVectors
 from cmt.lora import Lora
+from cmt.padding import counted
 
 _FIRST_WEIGHT = 2.0  # softplus of it is what every question token counts before training
 
@@ -190,8 +191,8 @@ def prepare(
     whole = torch.cat([lengths_D + K + 1, lengths_Q + 1])
     starts_D, starts_Q = (whole.cumsum(0) - whole).split([D, len(questions)])
     spread_DK = ((torch.arange(K) + 0.5) * lengths_D[:, None] / K).long() + 1
-    owners_t, places_t = _counted(lengths_D)  # t: tokens of all documents
-    owners_T, places_T = _counted(lengths_Q)
+    owners_t, places_t = counted(lengths_D)  # t: tokens of all documents
+    owners_T, places_T = counted(lengths_Q)
     document_tokens, question_tokens = starts_D[owners_t] + places_t, starts_Q[owners_T] + places_T
     memory_places = ((starts_D + lengths_D)[:, None] + torch.arange(K)).flatten()
     key_places = torch.cat([starts_D + lengths_D + K, starts_Q + lengths_Q])
@@ -221,13 +222,6 @@ def prepare(
         questions=len(questions),
         memory_tokens=K,
     )
-
-
-def _counted(lengths_X: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each token of all texts the text, and its place in it."""
-    owners = torch.arange(len(lengths_X)).repeat_interleave(lengths_X)
-    ends_X = lengths_X.cumsum(0)
-    return owners, torch.arange(len(owners)) - (ends_X - lengths_X)[owners]
 
 
 class Compressor(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor
 from cmt import replaying
 from cmt.compressor import Compressor, Encoded, prepare
 from cmt.late_interaction import QuestionVectors
+from cmt.padding import last_places
 from cmt.tensors import move
 
 
@@ -104,13 +105,8 @@ def _replayed(compressor: Compressor, questions: Sequence[Sequence[int]]) -> Enc
         embeddings_BTW[:, -1] = compressor.question_key_embedding.to(embeddings_BTW.dtype)
         with compressor.lora.on():
             hidden_QTW = reading.hidden(embeddings_BTW)
-        width = hidden_QTW.shape[1]
-        places = [
-            row * width + torch.arange(width - 1 - length, width - 1)
-            for row, length in enumerate(lengths)
-        ]
-        owners_T = torch.arange(len(questions)).repeat_interleave(torch.tensor(lengths))
-        index_T, owners_T = move((torch.cat(places), owners_T), base.device)
+        places = last_places(lengths, hidden_QTW.shape[1], after=1)
+        index_T, owners_T = move(places, base.device)
         keys_QC, vectors = compressor.matched_by(
             hidden_QTW[:, -1], hidden_QTW.flatten(0, 1)[index_T], owners_T, lengths
         )

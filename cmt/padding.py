@@ -1,6 +1,6 @@
-"""Token ids of different lengths as one rectangle, padded on the left, and who sees what in it.
+"""Texts of different lengths in one rectangle, padded on the left: where each is, who sees what.
 
-Shape legend: B rows, T tokens of a row, P places before them.
+Shape legend: B rows, T tokens of a row, P places before them, X texts, t tokens of all texts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,23 @@ def left_padded(
     tokens = [[filler] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     valid = [[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts]
     return torch.tensor(tokens, device=device), torch.tensor(valid, device=device)
+
+
+def counted(lengths_X: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each token of all texts the text, and its place in it: two of shape (t,)."""
+    owners_t = torch.arange(len(lengths_X)).repeat_interleave(lengths_X)
+    starts_X = lengths_X.cumsum(0) - lengths_X
+    return owners_t, torch.arange(len(owners_t)) - starts_X[owners_t]
+
+
+def last_places(lengths: Sequence[int], width: int, *, after: int = 0) -> tuple[Tensor, Tensor]:
+    """Places in the flattened rectangle of so many last tokens of each row, and their rows.
+
+    `width` is the rectangle's, and `after` so many tokens follow them in every row.
+    """
+    lengths_B = torch.tensor(lengths)
+    owners_t, places_t = counted(lengths_B)
+    return (owners_t + 1) * width - after - lengths_B[owners_t] + places_t, owners_t
 
 
 def padded_positions(valid_BT: Tensor, start: int) -> Tensor:

@@ -50,7 +50,7 @@ class FixedReading:
     """Prompts after their prefixes, read in passes of fixed shape, a token at a time after that.
 
     Attributes:
-        tokens_BT, valid_BT: The prompts, padded on the left, and False at padding.
+        tokens_BT: The prompts, padded on the left.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class FixedReading:
         more = rows - len(prompts)  # the first prompt again: whatever it gives is left out
         filler = base.tokenizer.eos_token_id or 0
         width = _up(max(map(len, prompts)), _TOKENS)
-        self.tokens_BT, self.valid_BT = left_padded(
+        self.tokens_BT, valid_BT = left_padded(
             [*prompts, *[prompts[0]] * more], filler, base.device, width
         )
-        self._positions_BT = padded_positions(self.valid_BT, start)
+        self._positions_BT = padded_positions(valid_BT, start)
         P = 0 if prefix is None else prefix.shape[4]
         if log_weights_nP is None:
             log_weights_nP = torch.zeros(len(prompts), P, device=base.device)
         self._next = P + width
         places = _up(self._next + further, _PLACES)
         before_BP = torch.cat([log_weights_nP, log_weights_nP[:1].expand(more, -1)])
-        mask = additive_mask(before_BP, self.valid_BT, base.dtype)
+        mask = additive_mask(before_BP, valid_BT, base.dtype)
         lowest = torch.finfo(base.dtype).min
         self._mask = functional.pad(mask, (0, places - mask.shape[-1]), value=lowest)
         self._buffers = _pool(base).take(base, rows, places)  # the last that may fail
@@ -259,7 +259,7 @@ class _Captured:
     def __init__(self, buffers: _Buffers, base: BaseModel, given: _Given, first: int) -> None:
         adapters = base.adapters
         self._adapters = None if adapters is None else weakref.ref(adapters)
-        self._given = tuple(part.clone() for part in given)
+        self._given: _Given = (given[0].clone(), given[1].clone(), given[2].clone())
         device, T = given[0].device, given[0].shape[1]
         self._first = torch.full((1,), first, device=device)  # the pass that isn't kept writes too
         self._counted_T = torch.arange(T, device=device)  # kept: the graph reads it each time
@@ -277,7 +277,7 @@ class _Captured:
                 capture_error_mode="thread_local",
             ):
                 places_T = self._first + self._counted_T
-                self._hidden = buffers.run(base, self._given, places_T)  # type: ignore[arg-type]
+                self._hidden = buffers.run(base, self._given, places_T)
         finally:
             torch.cuda.set_stream(outside)  # a capture that failed leaves its own
 

@@ -21,6 +21,7 @@ from cmt import replaying
 from cmt.attention import LayerKV
 from cmt.base_model import BaseModel
 from cmt.head_loss import CHUNK, CHUNK_CPU, head_token_losses
+from cmt.padding import last_places
 from cmt.reading import opening_tokens, prepare_reading, read
 from cmt.tensors import move
 
@@ -128,15 +129,10 @@ def _replayed(
     prefix = base.after_sink(memories)
     with replaying.fixed_reading(base, read, start=start, prefix=prefix) as reading:
         hidden_PTW = reading.hidden()
-        width = hidden_PTW.shape[1]
-        targets = [
-            row * width + torch.arange(width - len(own) + opening - 1, width)
-            for row, own in enumerate(read)
-        ]
+        lengths = [len(question) - opening for question in questions]
+        places, owners = last_places(lengths, hidden_PTW.shape[1])
         labels = torch.tensor([token for question in questions for token in question[opening:]])
-        lengths = torch.tensor([len(own) for own in targets])
-        owners_T = torch.arange(len(questions)).repeat_interleave(lengths)
-        index_T, labels_T, owners_T = move((torch.cat(targets), labels, owners_T), base.device)
+        index_T, labels_T, owners_T = move((places, labels, owners), base.device)
         targets_TW = hidden_PTW.flatten(0, 1)[index_T]
         return _summed(base, targets_TW, labels_T, owners_T, len(questions))
 
