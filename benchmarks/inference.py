@@ -129,9 +129,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             how_many=how_many,
             with_profile=options.profile,
         )
-        rate = max(
-            rate, matrix_rate(device, base.dtype, size)
-        )  # a busy machine may have hindered it
+        # again, a busy machine may have been in its way
+        rate = max(rate, matrix_rate(device, base.dtype, size))
         result["matrix_rate"]["operations_per_second"] = rate
         for row in result["compression"]["rows"].values():
             done = row["floating_point_operations"] / row["seconds"]["median"]
