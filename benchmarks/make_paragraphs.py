@@ -1,0 +1,110 @@
+"""Paragraphs that a copy of the frozen model writes under the titles of real ones.
+
+    python benchmarks/make_paragraphs.py train-v1.1.json.gz SUMMARIES.json.gz OUT.jsonl.gz \
+        --paragraphs 50000 --steps 600
+
+What they say is made up and their sentences are new, so no compressor can know them by heart; for
+`make_questions.py`. TEXTS are read as `make_cloze.py` reads them. Wants a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from make_cloze import FEWEST_WORDS, read
+
+from cmt.base_model import BaseModel
+from cmt.datasets import HeldOut, QADataset, hold_out, load_squad
+from cmt.generation import Sampling, generate
+from cmt.methods import Materials
+from cmt.methods.tuned_copy import QaTuningConfig, copy_of, tune
+from cmt.records import Document
+from cmt.tokens import token_ids
+
+PROMPT = "{}\n"
+TEXTS_A_STEP = 32
+MOST_TOKENS = 220
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("texts", type=Path, nargs="+", help="files of texts with titles")
+    parser.add_argument("out", type=Path, help=".jsonl.gz to write")
+    parser.add_argument("--training", type=Path, required=True, help="SQuAD's training file")
+    parser.add_argument("--articles", type=int, default=20, help="held out of it (%(default)s)")
+    parser.add_argument(
+        "--held-out", type=Path, action="append", default=[], help="SQuAD-format file; repeat"
+    )
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--device")
+    parser.add_argument("--paragraphs", type=int, default=50_000, help="%(default)s")
+    parser.add_argument("--steps", type=int, default=600, help="of tuning (%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="%(default)s")
+    parser.add_argument("--temperature", type=float, default=1.0, help="%(default)s")
+    parser.add_argument("--batch-size", type=int, default=2048, help="texts (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--states", type=Path, default=Path("runs/asking"), help="of the copy (%(default)s)"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Tune or load the copy, write under titles drawn at random."""
+    chosen = options()
+    training, validation = hold_out(
+        load_squad(chosen.training, strict=False), articles=chosen.articles
+    )
+    held = HeldOut([*(load_squad(file, strict=False) for file in chosen.held_out), validation])
+    read_ = (document for file in chosen.texts for document in read(file))
+    documents = [d for d in {d.text: d for d in read_}.values() if d.title and not held.holds(d)]
+    rng = np.random.default_rng(chosen.seed)
+    documents = [documents[i] for i in np.random.default_rng(0).permutation(len(documents))]
+    print(f"{len(documents):,} texts with titles", flush=True)
+    writer = tuned(chosen, documents, training)
+    if writer.device.type == "cuda":
+        writer.model.to(torch.bfloat16)
+    titles = [documents[i].title for i in rng.integers(0, len(documents), chosen.paragraphs)]
+    start = time.monotonic()
+    lines = []
+    for place in range(0, len(titles), chosen.batch_size):
+        some = titles[place : place + chosen.batch_size]
+        sampling = Sampling(
+            max_new_tokens=MOST_TOKENS, temperature=chosen.temperature, seed=chosen.seed + place
+        )
+        prompts = token_ids(writer.tokenizer, [PROMPT.format(title) for title in some])
+        for title, tokens in zip(some, generate(writer, prompts, sampling=sampling), strict=True):
+            if len(tokens) < MOST_TOKENS:  # it ended by itself
+                text = " ".join(writer.tokenizer.decode(tokens).split())
+                if len(text.split()) >= FEWEST_WORDS:
+                    lines.append(json.dumps({"title": title, "text": text}, ensure_ascii=False))
+        chosen.out.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
+    print(f"{chosen.out}: {len(lines):,} paragraphs; {time.monotonic() - start:.0f} s")
+
+
+def tuned(chosen: argparse.Namespace, documents: list[Document], training: QADataset) -> BaseModel:
+    """The copy tuned to write a paragraph under its title; trained once a folder."""
+    base = BaseModel.load(chosen.model, device=chosen.device)
+    materials = Materials(
+        base=base, training=training, qa_training=training, asked=training,
+        folder=chosen.states, steps=chosen.steps,
+    )  # fmt: skip
+    writer = copy_of(base)
+    end = writer.tokenizer.eos_token_id
+    prompts = token_ids(writer.tokenizer, [PROMPT.format(d.title) for d in documents])
+    texts = token_ids(writer.tokenizer, [d.text for d in documents])
+    targets = [[*tokens, end] if len(tokens) < MOST_TOKENS else tokens[:MOST_TOKENS]
+               for tokens in texts]  # fmt: skip
+    config = QaTuningConfig(learning_rate=chosen.learning_rate, questions=TEXTS_A_STEP)
+    tune(writer, prompts, targets, materials, config, materials.state_folder("titles", config))
+    return writer
+
+
+if __name__ == "__main__":
+    main()
