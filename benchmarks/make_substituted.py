@@ -1,9 +1,10 @@
-"""Make changed versions of SQuAD's training documents, for `cmt train --extra`.
+"""Make changed versions of training documents, for `cmt train --extra`.
 
-    python benchmarks/make_substituted.py train-v1.1.json.gz OUT.jsonl.gz --copies 2
+    python benchmarks/make_substituted.py train-v1.1.json.gz MORE.jsonl.gz OUT.jsonl.gz --copies 2
 
-Answers are swapped for others of their kind, everywhere in a document. The articles that
-`cmt train` holds out for validation are left out, and nothing is drawn from them.
+Answers are swapped for others of their kind, everywhere in a document. Of SQuAD's training file the
+articles that `cmt train` holds out for validation are left out, and nothing is drawn from them;
+.jsonl files, of `make_cloze.py` or `make_questions.py`, are taken whole.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import argparse
 import time
 from pathlib import Path
 
-from cmt.datasets import hold_out, load_squad
+from cmt.datasets import QADataset, hold_out, joined, load_jsonl, load_squad
 from cmt.datasets.jsonl_writing import write_jsonl
 from cmt.datasets.substitution import substituted
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("training", type=Path, help="SQuAD's training file")
+    parser.add_argument("files", type=Path, nargs="+", help="SQuAD's training file, .jsonl files")
     parser.add_argument("out", type=Path, help=".jsonl or .jsonl.gz to write")
     parser.add_argument("--copies", type=int, default=2, help="of a document (%(default)s)")
     parser.add_argument(
@@ -29,14 +30,13 @@ def main() -> None:
     parser.add_argument("--articles", type=int, default=20, help="held out (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    training, _ = hold_out(
-        load_squad(arguments.training, strict=False), articles=arguments.articles
-    )
+    name = arguments.out.name.split(".")[0]
+    parts = [training_part(file, arguments.articles) for file in arguments.files]
+    training = parts[0] if len(parts) == 1 else joined(parts, name=name)
     start = time.monotonic()
     made = substituted(
-        training, copies=arguments.copies, share=arguments.share, seed=arguments.seed,
-        name=arguments.out.name.split(".")[0],
-    )  # fmt: skip
+        training, copies=arguments.copies, share=arguments.share, seed=arguments.seed, name=name
+    )
     seconds = time.monotonic() - start
     write_jsonl(made, arguments.out)
     answers = {question.id: set(question.answers) for question in training.questions}
@@ -48,6 +48,13 @@ def main() -> None:
         f"{arguments.out}: {len(made.documents):,} documents, {len(made.questions):,} questions, "
         f"{changed / len(made.questions):.1%} with a changed answer; {seconds:.0f} s"
     )
+
+
+def training_part(file: Path, articles: int) -> QADataset:
+    """What of a file may be trained on."""
+    if ".jsonl" in file.suffixes:
+        return load_jsonl(file)
+    return hold_out(load_squad(file, strict=False), articles=articles)[0]
 
 
 if __name__ == "__main__":
