@@ -5,7 +5,8 @@
     python benchmarks/checkpoint_eval.py train-v1.1.json.gz --held-out 20 --rerank 0 10
 
 Every document of a set is learned and every question asked, as `cmt eval` does. `--held-out`
-takes the articles that `cmt train` holds out of the file instead of the whole of it.
+takes the articles that `cmt train` holds out of the file instead of the whole of it, with
+`--seen` some documents of the others, which it was trained on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from storage_tiers import int4, int8, stored_as
 from torch import Tensor
 
@@ -93,6 +95,7 @@ def main() -> None:
     )
     parser.add_argument("files", type=Path, nargs="+", help="SQuAD-format")
     parser.add_argument("--held-out", type=int, default=0, metavar="ARTICLES")
+    parser.add_argument("--seen", type=int, metavar="DOCUMENTS", help="drawn from the others")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--checkpoint", type=Path, help="folder; default: the shipped one")
     parser.add_argument("--memory-tokens", type=int, nargs="*", default=[])
@@ -118,7 +121,11 @@ def main() -> None:
     for file in options.files:
         dataset = load_squad(file, strict=False)
         if options.held_out:
-            dataset = hold_out(dataset, articles=options.held_out)[1]
+            seen, dataset = hold_out(dataset, articles=options.held_out)
+            if options.seen:
+                drawn = np.random.default_rng(0).permutation(len(seen.documents))
+                few = sorted(int(number) for number in drawn[: options.seen])
+                dataset = seen.select_documents(few, name=f"{seen.name}-{len(few)}")
         if options.questions:
             some = range(min(options.questions, len(dataset.questions)))
             dataset = replace(dataset, questions=tuple(dataset.questions[i] for i in some))

@@ -64,6 +64,8 @@ def main() -> None:
     held = HeldOut([*(load_squad(file, strict=False) for file in chosen.held_out), validation])
     read_ = (document for file in chosen.texts for document in read(file))
     documents = [d for d in {d.text: d for d in read_}.values() if d.title and not held.holds(d)]
+    if not documents:
+        raise SystemExit("expected texts with titles that are not held out, got none")
     rng = np.random.default_rng(chosen.seed)
     documents = [documents[i] for i in np.random.default_rng(0).permutation(len(documents))]
     print(f"{len(documents):,} texts with titles", flush=True)

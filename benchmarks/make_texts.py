@@ -24,8 +24,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-REFERENCE = re.compile(r"<!--.*?-->|<ref[^>/]*/>|<ref[^>]*>.*?</ref>|\{\|.*?\n\|\}", re.DOTALL)
+REFERENCE = re.compile(r"<!--.*?-->|<ref[^>]*/>|<ref[^>]*>.*?</ref>|\{\|.*?\n\|\}", re.DOTALL)
 MARKUP = re.compile(r"(?i)^(?:file|image|category):")
+LISTED = ("*", "#", ":", ";")  # begin a line of a list, an indented one, a term or its meaning
 ENDS = re.compile(r"[.!?][\"')”]?$")
 FEWEST_WORDS = 20
 FIRST_YEAR = 1900
@@ -78,9 +79,12 @@ def plain(markup: str) -> str:
                 code.remove(link)
             except ValueError:  # went with the link around it
                 continue
+    for tag in code.filter_tags(recursive=False):
+        if tag.wiki_markup in LISTED:  # would go without its line
+            code.replace(tag, mwparserfromhell.nodes.Text("*"))
     stripped = code.strip_code(normalize=True, collapse=True)
     lines = (re.sub(r"\(\s*[,;]*\s*\)", "", line).strip() for line in stripped.split("\n"))
-    return paragraphs(line for line in lines if line[:1] not in {"*", "#", "|", ":", ";"})
+    return paragraphs(line for line in lines if line[:1] not in {*LISTED, "|"})
 
 
 def factbook(wheel: Path) -> Iterator[Text]:

@@ -4,6 +4,8 @@ Any Hugging Face decoder-only causal LM with a plain key/value cache. Its weight
 a gradient; `digest()` before and after shows that not one bit was written.
 
 Shape legend: N packed tokens, D hidden size, G key/value heads, E head size.
+
+(Past 300 lines: the model, how it is run packed and what is checked of it, documented.)
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from cmt import weights
-from cmt.attention import IMPLEMENTATION, LayerKV, LayerPass, PackedPass, any_shape, pack
+from cmt.attention import IMPLEMENTATION, Asked, LayerKV, LayerPass, PackedPass, any_shape, pack
+from cmt.attention.asked import cut_down, put_back
 from cmt.errors import ModelError
 from cmt.lora import Merged
 from cmt.model_structure import decoder_layers, dimensions, sliding_window
@@ -50,6 +53,7 @@ class BaseModel:
         self.layers = decoder_layers(model, self.dimensions.layers)
         for place, layer in enumerate(self.layers):
             layer.register_forward_pre_hook(_hand_over(place), with_kwargs=True)
+        self.layers[-1].register_forward_hook(_hand_back, with_kwargs=True)
         self._window = sliding_window(model)
         self.pool: Any = None  # buffers of passes of fixed shape (replaying.py)
         self._check()
@@ -180,7 +184,7 @@ class BaseModel:
         """One packed pass; `run` says what is read before the tokens and what is captured.
 
         Returns:
-            Final hidden states of shape (N, D).
+            Final hidden states of shape (N, D); where `run` asks for some rows, only those.
 
         Raises:
             ModelError: A segment is longer than the model's sliding window, if it has one.
@@ -234,6 +238,26 @@ class BaseModel:
                 f"difference {difference:.2f}): it scales its logits or attends in its own way"
             )
 
+    def narrows(self) -> bool:
+        """Whether a pass may ask for some rows: without gradients or compiled layers."""
+        plain = "forward" not in vars(self.layers[-1])
+        return plain and not torch.is_grad_enabled() and self._narrows
+
+    @cached_property
+    def _narrows(self) -> bool:
+        """Whether the last layer gives the rows that are asked for as it gives all of them."""
+        places = torch.arange(3, device=self.device)
+        packing = pack([[3]], self.device)
+        asked = Asked(rows_A=places[1:], packing=pack([[2]], self.device))
+        try:
+            whole, some = (
+                self.run_packed(self.embed(places), places, run)[1:].float()
+                for run in (PackedPass(packing=packing), PackedPass(packing=packing, asked=asked))
+            )
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError):
+            return False
+        return float((whole - some).norm() / whole.norm()) < 0.1
+
     def own_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The base model's own tensors by their plain name, without any adapter laid over them."""
         seen: set[int] = set()
@@ -270,6 +294,19 @@ def _hand_over(place: int) -> Any:
         run = kwargs.get("packed")
         if not isinstance(run, PackedPass):
             return None
-        return args, {**kwargs, "packed": LayerPass(run=run, place=place)}
+        packed = LayerPass(run=run, place=place)
+        if run.asked is not None and place == len(run.handed_back) - 1:
+            return cut_down(module, args, kwargs, packed, run.asked)
+        return args, {**kwargs, "packed": packed}
 
     return hook
+
+
+def _hand_back(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Tensor | None:
+    """The rows that the last layer was asked for, in their places."""
+    packed = kwargs.get("packed")
+    if not isinstance(packed, LayerPass) or packed.run.asked is None:
+        return None
+    return put_back(output, len(packed.run.packing.inverse_N), packed.run.asked)

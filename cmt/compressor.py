@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt.attention import LayerKV, PackedPass, Packing, pack
+from cmt.attention import Asked, LayerKV, PackedPass, Packing, pack
 from cmt.base_model import BaseModel
 from cmt.errors import InputError
 from cmt.late_interaction import QuestionVectors
@@ -123,7 +123,8 @@ class CompressorInput:
     `special_S` lists those places, all memory tokens first, then the documents' key tokens,
     then the questions'. `segments` says which memory token stands for each of the
     `document_tokens`, `segment_sizes` for how many each stands, `owners_T` which question each
-    of the `question_tokens` belongs to, `question_lengths` how many each has.
+    of the `question_tokens` belongs to, `question_lengths` how many each has. `asked` are all
+    whose final hidden states are used, None where there are questions alone: every token is.
     """
 
     tokens_N: Tensor
@@ -139,6 +140,7 @@ class CompressorInput:
     documents: int
     questions: int
     memory_tokens: int
+    asked: Asked | None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -207,6 +209,11 @@ def prepare(
     positions_N[memory_places] = spread_DK.flatten()
     positions_N[key_places] = torch.cat([lengths_D, lengths_Q]) + 1
     segments = owners_t * K + places_t * K // lengths_D[owners_t]
+    asked = None
+    if D:
+        rows_A = torch.cat([memory_places, key_places, question_tokens]).sort().values
+        whole_Q = [length + 1 for length in lengths]
+        asked = Asked(rows_A=rows_A, packing=pack([[K + 1] * D, whole_Q]))
     return CompressorInput(
         tokens_N=tokens_N,
         positions_N=positions_N,
@@ -221,6 +228,7 @@ def prepare(
         documents=D,
         questions=len(questions),
         memory_tokens=K,
+        asked=asked,
     )
 
 
@@ -297,7 +305,8 @@ class Compressor(nn.Module):
             ]
         ).to(embeddings_NW.dtype)
         embeddings_NW = embeddings_NW.index_copy(0, batch.special_S, special_SW)
-        run = PackedPass(packing=batch.packing, capture=batch.special_S[: D * K])
+        asked = batch.asked if self.base.narrows() else None
+        run = PackedPass(packing=batch.packing, capture=batch.special_S[: D * K], asked=asked)
         with self.lora.on():
             hidden_NW = self.base.run_packed(embeddings_NW, batch.positions_N, run)
         keys_SW, hidden_TW = hidden_NW[batch.special_S[D * K :]], hidden_NW[batch.question_tokens]

@@ -1,9 +1,11 @@
 """Packed attention: many segments of different lengths, and the memories before them, in one row.
 
 `packing.py` is the layout, `packed.py` what a pass through the model hands its layers;
-`rectangles.py` and `varlen.py` are two ways that give the same.
+`rectangles.py` and `varlen.py` are two ways that give the same. `asked.py` spares the last layer
+the tokens that nobody asks for.
 """
 
+from cmt.attention.asked import Asked
 from cmt.attention.packed import (
     IMPLEMENTATION,
     LayerKV,
@@ -16,6 +18,7 @@ from cmt.attention.packing import Group, Packing, pack
 
 __all__ = [
     "IMPLEMENTATION",
+    "Asked",
     "Group",
     "LayerKV",
     "LayerPass",

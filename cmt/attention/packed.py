@@ -24,6 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from cmt.attention import asked as asking
 from cmt.attention.packing import Packing
 from cmt.attention.rectangles import Rectangles
 from cmt.attention.varlen import VariableLength
@@ -62,13 +63,16 @@ class PackedPass:
         prefix: A layer's memories, keys and values each (D, K, G, E), for every layer.
         sink: A layer's attention sink, each (1, G, E), for every layer.
         capture: Packed positions whose keys and values every layer hands back.
-        handed_back: Those, each (positions, G, E), by layer; None of a layer that hasn't run.
+        asked: Rows whose final hidden states are wanted; others become zeros. None: all are.
+        handed_back: Those captured, each (positions, G, E), by layer; None of a layer that hasn't
+            run.
     """
 
     packing: Packing
     prefix: Sequence[LayerKV] | None = None
     sink: Sequence[LayerKV] | None = None
     capture: Tensor | None = None
+    asked: asking.Asked | None = None
     handed_back: list[LayerKV | None] = field(default_factory=list)
     _way: Way | None = None
 
@@ -99,10 +103,16 @@ class LayerPass:
     The pass knows nothing of it: referring to each other, both would stay, with all that was
     captured and its graph, until Python's garbage collector looks at old objects, which it does
     seldom where there are many (a tokenised corpus).
+
+    Attributes:
+        leaves: The layer is left once it has handed over keys and values (`asked.py`).
+        rows: Those, of all tokens, for the asked ones to attend to; None: to their own.
     """
 
     run: PackedPass
     place: int
+    leaves: bool = False
+    rows: LayerKV | None = None
 
 
 def packed_attention(
@@ -126,13 +136,20 @@ def packed_attention(
         )
     run, place = packed.run, packed.place
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if packed.rows is not None:
+        assert run.asked is not None
+        output_AHE = asking.attend(run.packing, run.asked, query, packed.rows, scaling)
+        return output_AHE[None], None
     if run.capture is not None:
         run.handed_back[place] = key[run.capture], value[run.capture]
+    if packed.leaves:
+        raise asking.KeysTaken((key, value))
     output_NHE = run.way(query).attend(
         (query, key, value),
         None if run.prefix is None else run.prefix[place],
         None if run.sink is None else run.sink[place],
-        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        scaling,
     )
     return output_NHE[None], None
 

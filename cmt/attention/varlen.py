@@ -165,7 +165,7 @@ class VariableLength:
                 for i, own in enumerate((key, value))
             )
         if len(self._stretches) == 1:
-            return self._attend(
+            return self.attended(
                 self._stretches[0], (query, key, value), self._log_weights_S, scaling
             )
         sizes = [stretch.tokens for stretch in self._stretches]
@@ -175,12 +175,12 @@ class VariableLength:
             weights = self._log_weights_S.split(key_sizes)
         parts = zip(query.split(sizes), key.split(key_sizes), value.split(key_sizes), strict=True)
         return torch.cat([
-            self._attend(stretch, part, own, scaling)
+            self.attended(stretch, part, own, scaling)
             for stretch, part, own in zip(self._stretches, parts, weights, strict=True)
         ])  # fmt: skip
 
-    def _attend(
-        self,
+    @staticmethod
+    def attended(
         stretch: _Stretch,
         rows: tuple[Tensor, Tensor, Tensor],
         log_weights_S: Tensor | None,
@@ -266,6 +266,19 @@ def _stretches(
         ))  # fmt: skip
         segment += segments
     return made
+
+
+def asked_stretch(asked: Group, group: Group) -> _Stretch:
+    """One group of which each segment's last tokens, laid out by `asked`, are the queries."""
+    short, longest = short_kernels(), group.index_BT.shape[1]
+    return _Stretch(
+        tokens=asked.tokens,
+        keys=group.tokens,
+        bounds=(_bounds(asked.valid_BT.sum(1)), _bounds(group.valid_BT.sum(1))),
+        longest=(asked.index_BT.shape[1], longest),
+        short=short is not None and longest <= short.LONGEST,
+        weighed=False,
+    )
 
 
 @cache

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cmt.datasets import load_jsonl
+from cmt.datasets import hold_out, load_jsonl, load_squad
 from cmt.datasets.qa import QADataset, Question
 from cmt.datasets.substitutes import Core, Pools, asked_for
 from cmt.datasets.substitution import occurrences, substituted
@@ -234,7 +234,8 @@ def test_users_mistakes() -> None:
         changed("In 1901\0it fell.", ("When?", "1901"))
 
 
-def test_the_script_leaves_held_out_articles_out(tmp_path: Path) -> None:
+def squad_file(file: Path) -> Path:
+    """The nine pages as articles of SQuAD's format."""
     articles = []
     for number in range(9):
         text, asked = page(number)
@@ -243,12 +244,47 @@ def test_the_script_leaves_held_out_articles_out(tmp_path: Path) -> None:
             for n, (q, a) in enumerate(asked)
         ]
         articles.append({"title": f"T{number}", "paragraphs": [{"context": text, "qas": qas}]})
-    (tmp_path / "train.json.gz").write_bytes(gzip.compress(json.dumps({"data": articles}).encode()))
-    command = [sys.executable, str(SCRIPT), "train.json.gz", "out.jsonl.gz", "--articles", "2"]
-    command += ["--share", "1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "14 documents, 84 questions" in done.stdout
+    file.write_bytes(gzip.compress(json.dumps({"data": articles}).encode()))
+    return file
+
+
+def run(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, str(SCRIPT), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_the_script_leaves_held_out_articles_out(tmp_path: Path) -> None:
+    squad_file(tmp_path / "train.json.gz")
+    said = run(tmp_path, "train.json.gz", "out.jsonl.gz", "--articles", "2", "--share", "1")
+    assert "14 documents, 84 questions" in said
     made = load_jsonl(tmp_path / "out.jsonl.gz")
     assert len(made.documents) == 14
     assert len(set(made.articles)) == 14  # two copies of seven
     assert {document.title for document in made.documents} < {f"T{n}" for n in range(9)}
+
+
+def test_the_script_takes_further_questions_with_squad(tmp_path: Path) -> None:
+    """Those on a text that SQuAD has join SQuAD's own on it."""
+    training, _ = hold_out(load_squad(squad_file(tmp_path / "train.json.gz")), articles=1)
+    known, asked = training.documents[0].text, "Who was there on May 5?"
+    new = "Sir Rob Ross came to the mill in 1877."
+    more = [
+        {"text": known, "question": asked, "answers": training.questions[0].answers, "title": "M"},
+        {"text": new, "question": "When did he come?", "answers": ["1877"], "title": "N"},
+    ]
+    lines = "\n".join(json.dumps({"id": f"more-{n}", **one}) for n, one in enumerate(more))
+    (tmp_path / "more.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    files = ("train.json.gz", "more.jsonl.gz", "out.jsonl.gz")
+    said = run(tmp_path, *files, "--articles", "1", "--share", "1", "--copies", "1")
+    assert "9 documents, 50 questions, " in said
+    made = load_jsonl(tmp_path / "out.jsonl.gz")
+    titles = {document.title for document in training.documents}
+    assert {document.title for document in made.documents} == titles | {"N"}
+    assert len(set(made.articles)) == 9
+    own = [q for q in made.questions if q.document == 0]
+    assert (len(own), own[-1].text.split()[0]) == (7, "Who")
+    assert own[-1].answers == own[0].answers != training.questions[0].answers
+    [last] = [q for q in made.questions if q.text == "When did he come?"]
+    assert last.answers != ("1877",)
+    assert last.answers[0] in made.documents[last.document].text
