@@ -80,8 +80,22 @@ def _accuracy(methods: Mapping[str, Record], kind: str) -> str:
     note = (
         "Percent, 95% bootstrap interval in brackets. Rows in italics are published figures, on "
         "other base models: their EM is the prefix EM, their F1 is against the shortest answer."
+        f"{_shipped(methods)}"
     )
     return "\n".join([*lines, "", note])
+
+
+def _shipped(methods: Mapping[str, Record]) -> str:
+    """Which checkpoint was shipped when its rows were measured."""
+    told = {
+        str(record["settings"].get("checkpoint", "")).removeprefix("shipped ")
+        for name, record in methods.items()
+        if "shipped checkpoint" in title(name)
+    }
+    if not told:
+        return ""
+    digests = ", ".join(sorted(told))
+    return f" The shipped checkpoint is the one whose files' digest begins with {digests}."
 
 
 def _costs(methods: Mapping[str, Record]) -> str:

@@ -82,6 +82,14 @@ def test_the_table_tells_how_long_was_trained(
     assert told in text
 
 
+def test_the_table_tells_which_checkpoint_was_shipped(store: ResultStore) -> None:
+    stream = without_predictions(run_stream(Forgetful(), DATA))
+    for name, checkpoint in (("mac", "shipped 0000"), ("kv_memory", "shipped abc123")):
+        store.save(name, "stream", settings(checkpoint=checkpoint), stream, MADE)
+    text = markdown([read_result(file) for file in store.folder.glob("*.json")], DATASET)
+    assert "one whose files' digest begins with abc123." in text
+
+
 def test_the_table_tells_whether_memories_are_read(store: ResultStore) -> None:
     told = without_predictions(reading(Told(), DATA))
     store.save("cmt_paper", "reading", settings(asked=40), told, MADE)

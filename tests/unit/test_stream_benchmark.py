@@ -314,6 +314,6 @@ def test_documented_commands_are_understood() -> None:
             options = parse(None, rows)
         named |= set(options.method) | (set(ABLATIONS) if options.ablations else set())
         for setting in (*options.set, *options.sweep):
-            config = METHODS[options.method[0]].config
+            config = {**METHODS, **ABLATIONS}[options.method[0]].config
             assert hasattr(config, setting.partition("=")[0])
     assert named == set(rows)  # every row has its command
