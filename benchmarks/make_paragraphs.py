@@ -13,6 +13,7 @@ import argparse
 import gzip
 import json
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,9 @@ def tuned(chosen: argparse.Namespace, documents: list[Document], training: QADat
     targets = [[*tokens, end] if len(tokens) < MOST_TOKENS else tokens[:MOST_TOKENS]
                for tokens in texts]  # fmt: skip
     config = QaTuningConfig(learning_rate=chosen.learning_rate, questions=TEXTS_A_STEP)
-    tune(writer, prompts, targets, materials, config, materials.state_folder("titles", config))
+    digest = zlib.crc32(repr([prompts, targets]).encode())  # other texts, another copy
+    folder = materials.state_folder(f"titles-{digest:08x}", config)
+    tune(writer, prompts, targets, materials, config, folder)
     return writer
 
 

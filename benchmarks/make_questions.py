@@ -62,6 +62,8 @@ def main() -> None:
     documents = [document for file in chosen.texts for document in read(file)]
     usable = list({d.text: d for d in documents if not held.holds(d)}.values())
     print(f"{len(documents):,} documents, {len(usable):,} of them once and not held out")
+    if not usable:
+        raise SystemExit("expected a text to ask about that is not held out, got none")
     usable = usable[: chosen.documents]
     materials = Materials(
         base=BaseModel.load(chosen.model, device=chosen.device),

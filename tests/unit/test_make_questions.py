@@ -65,7 +65,7 @@ def arguments(folder: Path, out: str, texts: str = "texts.jsonl") -> list[object
 def states(folder: Path) -> dict[str, int]:
     """When each copy's state was written."""
     files = (folder / "states").glob("*/state/state.json")
-    return {file.parts[-3].rsplit("-", 1)[0]: file.stat().st_mtime_ns for file in files}
+    return {file.parts[-3].split("-", 1)[0]: file.stat().st_mtime_ns for file in files}
 
 
 def test_the_copy_that_writes_is_tuned_once(folder: Path) -> None:
