@@ -6,6 +6,7 @@ or on a clock, and resumes from its own checkpoint: on steps, bit-exactly.
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import time
@@ -189,6 +190,8 @@ def _set_up(
         mixed_precision="bf16" if torch.cuda.is_available() else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if accelerator.num_processes > 1:  # else its threads may abort a process that ends
+        atexit.register(accelerator.state.destroy_process_group)
     base = BaseModel.load(config.base_model, device=accelerator.device)
     compressor = Compressor(base, config.compressor)
     compressor.end_token = base.tokenizer.eos_token_id
