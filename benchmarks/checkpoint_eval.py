@@ -110,6 +110,8 @@ def main() -> None:
     parser.add_argument("--commit", help="of the code, where there is no repository to ask")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.seen and not options.held_out:
+        parser.error("expected --held-out ARTICLES with --seen, got none")
     compressor = load_compressor(
         options.model, options.checkpoint, device=options.device, dtype=None, offline=None
     )

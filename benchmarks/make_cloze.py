@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from cmt.datasets import hold_out, load_squad
+from cmt.datasets import QADataset, hold_out, load_squad
 from cmt.datasets.asking_parsed import SpacyAsker
 from cmt.datasets.asking_rules import RuleAsker
 from cmt.datasets.cloze import cloze_questions
@@ -62,22 +62,28 @@ def main() -> None:
     if arguments.training:
         training = load_squad(arguments.training, strict=False)
         held_out.append(hold_out(training, articles=arguments.articles)[1])
-    documents = [document for file in arguments.texts for document in read(file)]
-    held = HeldOut(held_out)
-    usable = list({d.text: d for d in documents if not held.holds(d)}.values())
-    print(f"{len(documents):,} documents, {len(usable):,} of them once and not held out")
+    documents = usable(arguments.texts, held_out)
     asker = (
         SpacyAsker(seed=arguments.seed, processes=arguments.processes)
         if arguments.spacy
         else RuleAsker(seed=arguments.seed)
     )
     dataset = cloze_questions(
-        usable, asker=asker, most=arguments.most, cloze_share=arguments.cloze_share,
+        documents, asker=asker, most=arguments.most, cloze_share=arguments.cloze_share,
         name=arguments.out.name.split(".")[0], seed=arguments.seed,
     )  # fmt: skip
     write_jsonl(dataset, arguments.out)
     print(f"{arguments.out}: {len(dataset.documents):,} documents, "
           f"{len(dataset.questions):,} questions")  # fmt: skip
+
+
+def usable(files: Iterable[Path], held_out: Sequence[QADataset]) -> list[Document]:
+    """The documents of the files, each text once, without what is held out."""
+    documents = [document for file in files for document in read(file)]
+    held = HeldOut(held_out)
+    kept = list({d.text: d for d in documents if not held.holds(d)}.values())
+    print(f"{len(documents):,} documents, {len(kept):,} of them once and not held out")
+    return kept
 
 
 def read(file: Path) -> Iterator[Document]:

@@ -17,19 +17,18 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
+import tuned_copies
 from make_cloze import FEWEST_WORDS, read
 
 from cmt.base_model import BaseModel
-from cmt.datasets import HeldOut, QADataset, hold_out, load_squad
+from cmt.datasets import HeldOut, QADataset
 from cmt.generation import Sampling, generate
-from cmt.methods import Materials
-from cmt.methods.tuned_copy import QaTuningConfig, copy_of, tune
+from cmt.methods.tuned_copy import QaTuningConfig, copy_of, end_token, tune
+from cmt.methods.tuned_text import TEXTS_A_STEP
 from cmt.records import Document
 from cmt.tokens import token_ids
 
 PROMPT = "{}\n"
-TEXTS_A_STEP = 32
 MOST_TOKENS = 220
 
 
@@ -37,32 +36,16 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("texts", type=Path, nargs="+", help="files of texts with titles")
     parser.add_argument("out", type=Path, help=".jsonl.gz to write")
-    parser.add_argument("--training", type=Path, required=True, help="SQuAD's training file")
-    parser.add_argument("--articles", type=int, default=20, help="held out of it (%(default)s)")
-    parser.add_argument(
-        "--held-out", type=Path, action="append", default=[], help="SQuAD-format file; repeat"
-    )
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--device")
+    tuned_copies.add_options(parser, temperature=1.0, batch_size=2048)
     parser.add_argument("--paragraphs", type=int, default=50_000, help="%(default)s")
-    parser.add_argument("--steps", type=int, default=600, help="of tuning (%(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="%(default)s")
-    parser.add_argument("--temperature", type=float, default=1.0, help="%(default)s")
-    parser.add_argument("--batch-size", type=int, default=2048, help="texts (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--states", type=Path, default=Path("runs/asking"), help="of the copy (%(default)s)"
-    )
     return parser.parse_args()
 
 
 def main() -> None:
     """Tune or load the copy, write under titles drawn at random."""
     chosen = options()
-    training, validation = hold_out(
-        load_squad(chosen.training, strict=False), articles=chosen.articles
-    )
-    held = HeldOut([*(load_squad(file, strict=False) for file in chosen.held_out), validation])
+    training, held_out = tuned_copies.parts(chosen)
+    held = HeldOut(held_out)
     read_ = (document for file in chosen.texts for document in read(file))
     documents = [d for d in {d.text: d for d in read_}.values() if d.title and not held.holds(d)]
     if not documents:
@@ -71,8 +54,7 @@ def main() -> None:
     documents = [documents[i] for i in np.random.default_rng(0).permutation(len(documents))]
     print(f"{len(documents):,} texts with titles", flush=True)
     writer = tuned(chosen, documents, training)
-    if writer.device.type == "cuda":
-        writer.model.to(torch.bfloat16)
+    tuned_copies.ready(writer)
     titles = [documents[i].title for i in rng.integers(0, len(documents), chosen.paragraphs)]
     start = time.monotonic()
     lines = []
@@ -93,13 +75,9 @@ def main() -> None:
 
 def tuned(chosen: argparse.Namespace, documents: list[Document], training: QADataset) -> BaseModel:
     """The copy tuned to write a paragraph under its title; trained once a folder."""
-    base = BaseModel.load(chosen.model, device=chosen.device)
-    materials = Materials(
-        base=base, training=training, qa_training=training, asked=training,
-        folder=chosen.states, steps=chosen.steps,
-    )  # fmt: skip
-    writer = copy_of(base)
-    end = writer.tokenizer.eos_token_id
+    materials = tuned_copies.materials(chosen, training)
+    writer = copy_of(materials.base)
+    end = end_token(writer)
     prompts = token_ids(writer.tokenizer, [PROMPT.format(d.title) for d in documents])
     texts = token_ids(writer.tokenizer, [d.text for d in documents])
     targets = [[*tokens, end] if len(tokens) < MOST_TOKENS else tokens[:MOST_TOKENS]

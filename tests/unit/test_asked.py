@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cmt.attention import IMPLEMENTATION, Asked, PackedPass, asked, pack
@@ -208,5 +208,5 @@ def test_other_families(kind: str) -> None:
         **settings,
     )
     torch.manual_seed(0)
-    made: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=IMPLEMENTATION)
-    assert BaseModel(made, tiny.tokenizer())._narrows  # type: ignore[arg-type]
+    made: Any = AutoModelForCausalLM.from_config(config, attn_implementation=IMPLEMENTATION)
+    assert BaseModel(made, tiny.tokenizer())._narrows
