@@ -27,6 +27,10 @@ def main() -> None:
         "--share", type=float, default=0.8,
         help="of the answers that can be changed, in a copy (%(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--invented", type=float, default=0.0,
+        help="of the names, made up instead of drawn (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--articles", type=int, default=20, help="held out (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -35,8 +39,9 @@ def main() -> None:
     training = parts[0] if len(parts) == 1 else joined(parts, name=name)
     start = time.monotonic()
     made = substituted(
-        training, copies=arguments.copies, share=arguments.share, seed=arguments.seed, name=name
-    )
+        training, copies=arguments.copies, share=arguments.share, invented=arguments.invented,
+        seed=arguments.seed, name=name,
+    )  # fmt: skip
     seconds = time.monotonic() - start
     write_jsonl(made, arguments.out)
     answers = {question.id: set(question.answers) for question in training.questions}

@@ -1,7 +1,8 @@
 """What in an answer can be exchanged, and for what: the kinds of answers for `substitution.py`.
 
 Numbers and dates are drawn in their own form. Names and phrases come from other questions'
-answers of the same type: the same shape, asked for in the same way ("who", "what city").
+answers of the same type: the same shape, asked for in the same way ("who", "what city"). A share
+of the names can be invented instead (`inventing.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cmt.datasets.asking_rules import MONTH
+from cmt.datasets.inventing import NameMaker
 from cmt.datasets.qa import QADataset, Question
 
 FEWEST = 8  # different answers in a pool
@@ -82,7 +84,8 @@ class Core:
 class Pools:
     """The answers of a dataset by type key, and the words it writes with a capital."""
 
-    def __init__(self, dataset: QADataset) -> None:
+    def __init__(self, dataset: QADataset, invented: float = 0.0) -> None:
+        """Collect them; `invented` is the share of the names that are not drawn but made up."""
         self._written: Counter[str] = Counter()
         for document in dataset.documents:
             self._written.update(WORD.findall(document.text))
@@ -90,11 +93,15 @@ class Pools:
         self._given = _given_names(dataset)
         collected: dict[str, dict[str, None]] = {}
         usual: dict[str, Counter[str]] = {}
+        names: dict[str, None] = {}
         for question in dataset.questions:
             for core in self.cores(question, dataset.documents[question.document].text):
                 for key in core.keys + core.coarse:
                     collected.setdefault(key, {})[core.text] = None
+                if core.kind == "name":
+                    names[core.text] = None
                 usual.setdefault(core.text, Counter()).update(core.keys)
+        self._invented, self._maker = invented, NameMaker(names, common=MONTHS)
         self._lists = {key: list(p) for key, p in collected.items() if len(p) >= FEWEST}
         self._usual = {  # how other questions ask for the same answer
             text: max((key for key in counts if key in self._lists), key=counts.__getitem__,
@@ -127,6 +134,10 @@ class Pools:
         """Another of the same kind; None where no pool is large enough."""
         if core.kind == "number":
             return _like_number(core.text, rng)
+        if core.kind == "name" and self._invented and rng.random() < self._invented:
+            made = self._maker.like(core.text, rng)
+            if made is not None:
+                return made
         keys = [*core.keys, self._usual.get(core.text, ""), *core.coarse]
         pool = next((self._lists[key] for key in keys if key in self._lists), None)
         return rng.choice(pool) if pool else None

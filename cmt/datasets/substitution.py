@@ -32,6 +32,7 @@ def substituted(
     *,
     copies: int = 1,
     share: float = 0.8,
+    invented: float = 0.0,
     seed: int = 0,
     name: str = "substituted",
 ) -> QADataset:
@@ -48,18 +49,20 @@ def substituted(
         dataset: What is changed, and where names and phrases are drawn from.
         copies: Versions of each document.
         share: Each answer that can be changed is, with this probability.
+        invented: Each name that is changed becomes a made-up one, with this probability.
         seed: The same seed makes the same versions.
         name: The new dataset's.
 
     Raises:
-        InputError: `copies` below 1, a share outside 0 to 1, or no version with a change, or a null
-            character in a text.
+        InputError: `copies` below 1, `share` or `invented` outside 0 to 1, no version with a
+            change, or a null character in a text.
     """
     if copies < 1:
         raise InputError(f"expected at least 1 copy a document, got copies={copies}")
-    if not 0 <= share <= 1:
-        raise InputError(f"expected a share from 0 to 1, got {share}")
-    pools = Pools(dataset)
+    for what, part in (("share", share), ("invented", invented)):
+        if not 0 <= part <= 1:
+            raise InputError(f"expected {what} from 0 to 1, got {part}")
+    pools = Pools(dataset, invented)
     documents: list[Document] = []
     articles: list[int] = []
     questions: list[Question] = []

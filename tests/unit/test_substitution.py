@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cmt.datasets import hold_out, load_jsonl, load_squad
+from cmt.datasets.inventing import NameMaker
 from cmt.datasets.qa import QADataset, Question
 from cmt.datasets.substitutes import Core, Pools, asked_for
 from cmt.datasets.substitution import occurrences, substituted
@@ -223,11 +224,47 @@ def test_what_a_question_asks_for() -> None:
         assert asked_for(question, heads) == expected
 
 
+def test_names_are_invented(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmt.datasets.inventing.SEEN", 1)  # so few names are spelled one way
+    known = {word for name in PEOPLE + CITIES for word in name.split()}
+    made = substituted(dataset(), copies=3, share=1.0, invented=1.0)
+    given = [q for q in made.questions if q.text.startswith("Who built")]
+    assert len(given) > 20
+    for question in given:
+        text = made.documents[question.document].text
+        assert text.count(question.answers[0]) == 2  # everywhere, as a drawn one
+        assert known.isdisjoint(question.answers[0].split())
+    drawn = {q.answers[0] for q in substituted(dataset(), copies=3, share=1.0).questions}
+    assert drawn.issuperset(PEOPLE)
+    assert made == substituted(dataset(), copies=3, share=1.0, invented=1.0)
+
+
+def test_a_name_keeps_its_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmt.datasets.inventing.SEEN", 1)
+    starts, ends = "Sel Mir Tor Bren Kal Var".split(), "ka na vik orna isa elin".split()
+    cities = [start + end for start in starts for end in ends]
+    maker = NameMaker([*cities, *(f"{city} River" for city in cities)], common=["May"])
+    rng = random.Random(3)
+    for name, form in (
+        ("Torvik River", r"(?!Torvik)[A-Z][a-z]+ River"),
+        ("Lake of the Selkan-Mirna", r"(?!Lake)[A-Z][a-z]+ of the [A-Z][a-z]+-[A-Z][a-z]+"),
+        ("J. R. Torna", r"[A-Z]\. [A-Z]\. [A-Z][a-z]+"),
+    ):
+        made = {maker.like(name, rng) for _ in range(20)}
+        assert len(made) > 5, made
+        assert all(re.fullmatch(form, str(one)) for one in made), made
+    assert maker.like("River", rng) is None  # its only word tells a kind
+    assert maker.like("May 1823", rng) is None
+    assert NameMaker([]).like("Torvik", rng) is None  # nothing to spell like
+
+
 def test_users_mistakes() -> None:
     with pytest.raises(InputError, match="at least 1 copy a document, got copies=0"):
         substituted(dataset(), copies=0)
     with pytest.raises(InputError, match=r"share from 0 to 1, got 1\.5"):
         substituted(dataset(), share=1.5)
+    with pytest.raises(InputError, match=r"invented from 0 to 1, got -0\.1"):
+        substituted(dataset(), invented=-0.1)
     with pytest.raises(InputError, match="expected an answer that can be changed, found none"):
         substituted(dataset(), share=0)
     with pytest.raises(InputError, match="without null characters, got 'In 1901"):
