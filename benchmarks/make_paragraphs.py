@@ -64,7 +64,8 @@ def main() -> None:
             max_new_tokens=MOST_TOKENS, temperature=chosen.temperature, seed=chosen.seed + place
         )
         prompts = token_ids(writer.tokenizer, [PROMPT.format(title) for title in some])
-        for title, tokens in zip(some, generate(writer, prompts, sampling=sampling), strict=True):
+        written = generate(writer, prompts, sampling=sampling, shrinking=True)
+        for title, tokens in zip(some, written, strict=True):
             if len(tokens) < MOST_TOKENS:  # it ended by itself
                 text = " ".join(writer.tokenizer.decode(tokens).split())
                 if len(text.split()) >= FEWEST_WORDS:

@@ -4,8 +4,8 @@ In a cache that grows, or on a GPU, where memory is read, in buffers of fixed sh
 Prompts are padded on the left, prefixes masked, so that a question answered in a batch is the
 question answered alone.
 
-Shape legend: B rows, T longest prompt, P prefix tokens (sink included), V vocabulary, L layers, G
-key/value heads, E head size.
+Shape legend: B rows, b of them that are kept, T longest prompt, P prefix tokens (sink included), V
+vocabulary, L layers, G key/value heads, E head size.
 """
 
 from __future__ import annotations
@@ -26,13 +26,22 @@ from cmt.padding import additive_mask, left_padded, padded_positions
 
 
 class Rows(Protocol):
-    """Prompts that are read, and what comes next of each."""
+    """Prompts that are read, and what comes next of each.
+
+    Attributes:
+        may_shrink: Whether `keep` may be asked for.
+    """
+
+    may_shrink: bool
 
     def logits(self) -> Tensor:
         """Read what comes next, give the logits (B, V) of the token after it."""
 
     def read(self, tokens_B: Tensor) -> None:
         """What comes next is a token of each row."""
+
+    def keep(self, rows_b: Tensor) -> None:
+        """Read on of these rows alone, in this order."""
 
     def close(self) -> None:
         """Nothing more is read."""
@@ -66,6 +75,8 @@ def rows(
 
 class GrowingRows:
     """Rows of any shape: what was read is in a cache of transformers' own."""
+
+    may_shrink = True
 
     def __init__(
         self,
@@ -114,12 +125,22 @@ class GrowingRows:
             seen = self._mask[:, :, -1:]
             self._mask = torch.cat([seen, seen.new_zeros(number, 1, 1, 1)], dim=-1)
 
+    def keep(self, rows_b: Tensor) -> None:
+        """Read on of these rows alone, in this order."""
+        self._cache.batch_select_indices(rows_b)
+        self._tokens_BT, self._valid_BT = self._tokens_BT[rows_b], self._valid_BT[rows_b]
+        self._positions_BT = self._positions_BT[rows_b]
+        if self._mask is not None:
+            self._mask = self._mask[rows_b]
+
     def close(self) -> None:
         """Nothing to leave to others."""
 
 
 class FixedRows:
     """Rows of a fixed shape, for a GPU with little to do."""
+
+    may_shrink = False
 
     def __init__(
         self,
@@ -151,6 +172,10 @@ class FixedRows:
     def read(self, tokens_B: Tensor) -> None:
         """What comes next is a token of each row."""
         self._tokens_B = tokens_B
+
+    def keep(self, rows_b: Tensor) -> None:
+        """Refused: the shape is fixed."""
+        raise NotImplementedError("rows of a fixed shape can't be fewer")
 
     def close(self) -> None:
         """Leave the buffers to others."""

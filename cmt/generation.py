@@ -1,9 +1,10 @@
 """Generation: the frozen model answers, with or without a prefix of memories.
 
 A token at a time: logits of the rows that are read (decoding.py); where memories are read
-separately, a prompt has a row for each and their logits are mixed (mixing.py); a choice.
+separately, a prompt has a row for each and their logits are mixed (mixing.py); a choice. Rows whose
+text has ended leave the batch.
 
-Shape legend: B prompts, V vocabulary.
+Shape legend: B prompts, b of them that go on, V vocabulary.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Sampling:
 
 
 GREEDY = Sampling()
+SHRINK = 0.75  # of the rows still going on: the batch is cut to them
 
 
 def generate(
@@ -70,6 +72,7 @@ def generate(
     sampling: Sampling = GREEDY,
     stop_tokens: Sequence[int] = (),
     replayed: bool | None = None,
+    shrinking: bool | None = None,
 ) -> list[list[int]]:
     """Token ids generated after each prompt, without the token that ended them.
 
@@ -82,6 +85,8 @@ def generate(
         stop_tokens: End a text like the model's own end token.
         replayed: Whether a GPU may replay passes of fixed shape (replaying.py), which round
             otherwise than the plain model; None: where memories are read.
+        shrinking: Whether texts that have ended leave the batch, which then rounds otherwise than
+            the plain model on all of it; None: where memories are read.
 
     Raises:
         InputError: No prompt, an empty one, one too long for the model, or not one prefix each.
@@ -94,6 +99,7 @@ def generate(
         sampling=sampling,
         stop_tokens=stop_tokens,
         replayed=replayed,
+        shrinking=shrinking,
     )
     return collect(steps, len(prompts))
 
@@ -118,6 +124,7 @@ def stream(
     sampling: Sampling = GREEDY,
     stop_tokens: Sequence[int] = (),
     replayed: bool | None = None,
+    shrinking: bool | None = None,
 ) -> Iterator[list[int | None]]:
     """Like `generate`, a step at a time: the next token of each text, None once it has ended."""
     if not prompts or not all(len(prompt) for prompt in prompts):
@@ -127,26 +134,32 @@ def stream(
     if prefix is not None and len(prefix.tokens) != texts:
         raise InputError(f"expected {texts} prefixes, got {len(prefix.tokens)}")
     ends = base.end_tokens.union(stop_tokens)
-    open_texts = [True] * texts
     generator = torch.Generator(device=base.device)
     if sampling.seed is not None:
         generator.manual_seed(sampling.seed)
     else:
         generator.seed()
     begun = partial(rows, base, start=start, further=sampling.max_new_tokens, replayed=replayed)
+    going = list(range(texts))  # the text of each row
+    ended: set[int] = set()
     with closing(_Reading(base, prompts, prefix, sampling.alpha, begun)) as read:
+        may_shrink = read.may_shrink and (prefix is not None if shrinking is None else shrinking)
         for _ in range(sampling.max_new_tokens):
-            next_B = _choose(read.logits(), sampling, generator)
-            chosen = next_B.tolist()
-            pairs = list(zip(open_texts, chosen, strict=True))
-            open_texts = [is_open and token not in ends for is_open, token in pairs]
-            if not any(open_texts):
+            next_b = _choose(read.logits(), sampling, generator)
+            step: list[int | None] = [None] * texts
+            for text, token in zip(going, next_b.tolist(), strict=True):
+                if token in ends:
+                    ended.add(text)
+                elif text not in ended:
+                    step[text] = token
+            if len(ended) == texts:
                 return
-            yield [
-                token if is_open else None
-                for is_open, token in zip(open_texts, chosen, strict=True)
-            ]
-            read.on(next_B)
+            yield step
+            read.on(next_b)
+            if may_shrink and texts - len(ended) <= SHRINK * len(going):
+                kept = [row for row, text in enumerate(going) if text not in ended]
+                read.keep(torch.tensor(kept, device=base.device))
+                going = [going[row] for row in kept]
 
 
 class _Reading:
@@ -188,6 +201,18 @@ class _Reading:
         self._rows.read(next_B if self._mixer is None else self._mixer.told(next_B))
         if self._without is not None:
             self._without.read(next_B)
+
+    @property
+    def may_shrink(self) -> bool:
+        """Whether `keep` may be asked for."""
+        return all(own is None or own.may_shrink for own in (self._rows, self._without))
+
+    def keep(self, kept_b: Tensor) -> None:
+        """Read on of these prompts alone."""
+        rows_b = kept_b if self._mixer is None else self._mixer.kept(kept_b)
+        self._rows.keep(rows_b)
+        if self._without is not None:
+            self._without.keep(kept_b)
 
     def close(self) -> None:
         """Nothing more is read."""

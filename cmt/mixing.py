@@ -6,8 +6,9 @@ of arXiv 2005.11401, and the ensemble of REPLUG, arXiv 2301.12652. The chosen to
 rows of its question. With the posterior, w follows how well each memory explains the answer so
 far, wᵢ ∝ wᵢ · p(y₍<ₜ₎ | Mⁱ, q), by Bayes: RAG-Sequence's mixture of whole answers, token by token.
 
-Shape legend: Q questions, M most memories of a question, R rows (each question once a memory),
-V vocabulary; D memories in all, L layers, G key/value heads, K tokens of a memory, E head size.
+Shape legend: Q questions, q of them that are kept, M most memories of a question, R rows (each
+question once a memory), r of them that are kept, V vocabulary; D memories in all, L layers, G
+key/value heads, K tokens of a memory, E head size.
 """
 
 from __future__ import annotations
@@ -81,6 +82,17 @@ class Mixer:
             explained_QM = self._logs_QMV.gather(2, places_QM1)[..., 0]
             self._log_weights_QM = (self._log_weights_QM + explained_QM).log_softmax(1)
         return chosen_Q[self._owners_R]
+
+    def kept(self, kept_q: Tensor) -> Tensor:
+        """Go on with these questions alone; the rows that are theirs, r of them."""
+        found: tuple[Tensor, Tensor] = torch.unique(self._rows_QM[kept_q], return_inverse=True)
+        rows_r, self._rows_QM = found
+        places_Q = torch.zeros_like(self._log_weights_QM[:, 0], dtype=torch.long)
+        places_Q[kept_q] = torch.arange(len(kept_q), device=kept_q.device)
+        self._owners_R = places_Q[self._owners_R[rows_r]]
+        self._log_weights_QM = self._log_weights_QM[kept_q]
+        self._logs_QMV = None  # told before
+        return rows_r
 
 
 def separate(

@@ -95,7 +95,8 @@ class TunedAsker:
         """Questions and answers, as written on each passage."""
         writer = self._writer
         line = _line(writer)
-        texts = generate(writer, [[*p, *line] for p in passages], sampling=self._sampling)
+        prompts = [[*passage, *line] for passage in passages]
+        texts = generate(writer, prompts, sampling=self._sampling, shrinking=True)
         return [WRITTEN.findall(text) for text in writer.tokenizer.batch_decode(texts)]
 
     @torch.no_grad()

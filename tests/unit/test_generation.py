@@ -177,6 +177,48 @@ def test_a_text_that_ends_at_once_is_empty(base) -> None:  # type: ignore[no-unt
     assert texts == alone, "those that go on are not disturbed"
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("how", ["together", "separately", "posterior"])
+def test_texts_that_have_ended_leave_the_batch(how: str, alpha: float) -> None:
+    compressor = small.compressor()
+    base, bank = compressor.base, memories(compressor)
+    chosen = [[bank[i] for i in own] for own in CHOICES]
+    if how == "together":
+        given: Prefix = aggregate(chosen, WEIGHTS)
+    else:
+        given = separate(chosen, WEIGHTS, posterior=how == "posterior")
+    asked = [*PROMPTS]
+    sampling = Sampling(max_new_tokens=12, alpha=alpha)
+    whole = generate(base, asked, given, sampling=sampling, shrinking=False)
+    stops = [whole[0][2], whole[2][5]]  # so they end one after another
+    rows_read: list[int] = []
+    hook = base.model.get_output_embeddings().register_forward_hook(
+        lambda *call: rows_read.append(len(call[-1]))
+    )
+    options = {"sampling": sampling, "stop_tokens": stops}
+    ended = generate(base, asked, given, shrinking=False, **options)  # type: ignore[arg-type]
+    assert len({len(text) for text in ended}) > 1
+    assert len(set(rows_read)) == 1 or alpha
+    all_rows = rows_read[0]
+    rows_read.clear()
+    assert generate(base, asked, given, **options) == ended  # type: ignore[arg-type]
+    assert rows_read[0] == all_rows > rows_read[-1]
+    hook.remove()
+
+
+def test_the_plain_model_keeps_its_batch_unless_told(base) -> None:  # type: ignore[no-untyped-def]
+    sampling = Sampling(max_new_tokens=12)
+    stop = generate(base, PROMPTS, sampling=sampling)[0][1]
+    sizes: list[int] = []
+    hook = base.model.register_forward_hook(lambda *call: sizes.append(len(call[-1].logits)))
+    plain = generate(base, PROMPTS, sampling=sampling, stop_tokens=[stop])
+    assert set(sizes) == {4}
+    sizes.clear()
+    assert generate(base, PROMPTS, sampling=sampling, stop_tokens=[stop], shrinking=True) == plain
+    assert sizes[-1] < 4
+    hook.remove()
+
+
 def test_max_new_tokens(base) -> None:  # type: ignore[no-untyped-def]
     assert greedy(base, 1) == greedy(base, 12)[:1]
     assert len(greedy(base, 12)) == 12
