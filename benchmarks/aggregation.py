@@ -195,6 +195,7 @@ def answers(
                 sampling=Sampling(max_new_tokens=24),
                 stop_tokens=compressor.stop_tokens,
                 replayed=False if crossed else None,  # a replayed pass calls no hook
+                shrinking=False if crossed else None,  # hooks know the rows by number
             )
         for i, text in zip(rows, texts, strict=True):
             predictions[i] = str(base.tokenizer.decode(text, skip_special_tokens=True)).strip()

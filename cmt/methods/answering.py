@@ -48,6 +48,8 @@ def generated(
 ) -> list[str]:
     """The answer after each prompt.
 
+    Texts that have ended leave the batch, whatever is read.
+
     Args:
         reader: The model that answers.
         prompts: Token ids.
@@ -66,6 +68,7 @@ def generated(
             sampling=Sampling(max_new_tokens=config.max_new_tokens, alpha=config.alpha),
             stop_tokens=stop_tokens,
             replayed=config.replayed,
+            shrinking=True,
         )
         for i, tokens in zip(rows, outputs, strict=True):
             answers[i] = str(reader.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
