@@ -59,6 +59,12 @@ def test_text_has_the_file_name_as_title_the_path_as_source_and_the_change_as_da
     )
 
 
+def test_a_change_that_lies_ahead_is_no_date(write):
+    path = write("a.txt", "sand")
+    os.utime(path, (4e9, 4e9))  # in 2096
+    assert the_document(read_path(path)).date is None
+
+
 def test_a_path_may_be_a_string_and_an_extension_in_capitals(write):
     path = write("A.TXT", "sand")
     assert the_document(read_path(str(path))).text == "sand"
