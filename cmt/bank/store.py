@@ -195,7 +195,10 @@ class Bank:
             BankError: As `add`.
         """
         self._require_fingerprint()
-        prepared = [document_entry(own.document(), pieces, self.tier) for own, pieces in entries]
+        prepared = [
+            document_entry(own.document(), pieces, self.tier, stored=True)
+            for own, pieces in entries
+        ]
         with self.writing() as sqlite:
             write.check_layout(sqlite, prepared)
             return [

@@ -271,6 +271,12 @@ def test_tags_are_kept_sorted_and_taken_over(bank):
         ({"tags": [""]}, "document 'a': expected a tag to be a word"),
         ({"tags": None}, "document 'a': expected tags to be a list"),
         ({"expires_at": "soon"}, "document 'a': expected expires_at as in"),
+        ({"expires_at": ["2026"]}, "document 'a': expected expires_at as in"),
+        (
+            {"date": "31.01.2020"},
+            "document 'a': expected date as in 2026-01-31 .* got '31.01.2020'",
+        ),
+        ({"date": ""}, "document 'a': expected date as in"),
     ],
 )
 def test_fields_that_cannot_be_stored_are_refused(bank, fields, message):

@@ -371,13 +371,14 @@ def test_life_cycle_fields_are_read_and_checked(write):
     path = write(
         "a.jsonl",
         '{"text": "sand", "namespace": "news", "tags": ["b", " a"], "expires_at": "2027-01-01"}\n'
-        '{"text": "silt", "tags": "x, y,"}\n'
+        '{"text": "silt", "tags": "x, y,", "date": "2026-01", "expires_at": "2027"}\n'
         '{"text": "clay", "tags": 3}\n'
         '{"text": "mud", "expires_at": "soon"}\n',
     )
     first, second, *failures = read_path(path)
     assert (first.namespace, first.tags, first.expires_at) == ("news", ("b", "a"), "2027-01-01")
-    assert (second.namespace, second.tags, second.expires_at) == ("default", ("x", "y"), None)
+    assert (second.namespace, second.tags) == ("default", ("x", "y"))
+    assert (second.date, second.expires_at) == ("2026-01", "2027")
     assert failures[0].reason == "Expected 'tags' to be a list of strings, got a number (3)."
     assert failures[1].reason.startswith("Expected 'expires_at' as in 2024-05-31")
     table = write("a.csv", 'text,tags,namespace\nsand,"a,b",news\n')
