@@ -7,11 +7,13 @@ first moment and ends at its last.
 from __future__ import annotations
 
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 from cmt.errors import InputError
 
+_DAY = 24 * 3600.0
 _JUST_BEFORE = 0.001  # the last moment of a span, before the next begins
 _MONTH = re.compile(r"(\d{4})(?:-(\d{2}))?")
 _LENGTH = re.compile(r"(\d+)\s*([smhdw])")
@@ -33,9 +35,10 @@ def span(text: object) -> tuple[float, float] | None:
             start = datetime.fromisoformat(text)
             if start.tzinfo is None:
                 start = start.replace(tzinfo=UTC)
+            first = start.timestamp()
             if len(text) > len("2024-05-31"):  # a date-time names one moment
-                return start.timestamp(), start.timestamp()
-            end = start + timedelta(days=1)
+                return first, first
+            return first, first + _DAY - _JUST_BEFORE  # of 9999-12-31 too, without a next day
     except (ValueError, OverflowError):
         return None
     return start.timestamp(), end.timestamp() - _JUST_BEFORE
@@ -47,7 +50,7 @@ def checked_span(text: str, name: str) -> tuple[float, float]:
     Raises:
         InputError: It is no date.
     """
-    found = span(text)
+    found = span(text) if isinstance(text, str) else None
     if found is None:
         raise InputError(
             f"expected {name} as in 2026-01-31 or 2026-01-31T12:00 (ISO 8601), got {text!r}"
@@ -72,6 +75,14 @@ def ends(text: str | None) -> float:
 def now() -> str:
     """This second, as documents are stamped."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def today() -> float:
+    """The first moment (UTC) of the day that this machine's clock shows.
+
+    East of Greenwich that may lie ahead: a document dated today holds all the same.
+    """
+    return checked_span(time.strftime("%Y-%m-%d"), "today")[0]
 
 
 def after(lifetime: timedelta) -> str:

@@ -29,19 +29,19 @@ class Holdings:
         return was_there
 
     def purge(self, *, history: bool = False) -> list[str]:
-        """Delete what has expired, with `history` superseded versions too; gives their ids."""
+        """Delete what has expired, with `history` what was superseded; gives their ids."""
         purged = self.bank.purge(history=history)
         self.bank.wipe_log()
         return purged
 
     def get(self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> StoredDocument:
-        """The document with this id; `UnknownIdError` when there is none."""
+        """The document with this id, its latest version; `UnknownIdError` when there is none."""
         return self.bank.get(document_id, namespace=namespace)
 
     def history(
         self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE
     ) -> list[StoredDocument]:
-        """Its versions, oldest first, the one in force last; `UnknownIdError` without any."""
+        """Its versions as they follow in time, the latest last; `UnknownIdError` without any."""
         return self.bank.history(document_id, namespace=namespace)
 
     def documents(
@@ -53,7 +53,7 @@ class Holdings:
             limit: Most documents; None: all.
             offset: So many are passed over first.
             filters: `Filters`, of every namespace unless one is named; without any filter,
-                all documents in force, expired ones included.
+                the latest version of each, expired ones and those still to come included.
 
         Raises:
             InputError: A negative number, or a filter that can't be.

@@ -81,7 +81,7 @@ class KeyIndex:
         Args:
             query_keys: Unit vectors, shape (Q, C).
             top_k: Most hits a question; fewer where fewer memories are selected, maybe none.
-            selection: Whose memories are searched; None: those in force, of any namespace.
+            selection: Whose memories are searched; None: of what holds now, of any namespace.
 
         Raises:
             EmptyBankError: The bank holds no memory.

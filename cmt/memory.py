@@ -175,8 +175,10 @@ class Memory(Holdings):
         a `Failure` among them, from `read_path` say, is passed on to the report.
 
         A document whose id is held with another text replaces that in the same transaction, or,
-        with `supersede`, is matched from now on while the old version stays as history. Where
-        the text is the same, the other fields are taken over and nothing is compressed.
+        with `supersede`, is matched from its date on (from now on, without one), and the old
+        version until then, or as of a day until then; one dated before the version held comes
+        before it. Where the text is the same, the other fields are taken over and nothing is
+        compressed.
 
         Args:
             documents: One, or any number; a text alone is a document without id.

@@ -30,7 +30,8 @@ class Document:
         namespace: The collection it belongs to; a bank holds any number of them.
         tags: Labels to filter by; kept sorted, each once.
         expires_at: ISO 8601 date or date-time from which on it is not matched any more, or None.
-        supersede: Where another text is held under the id, keep that as history.
+        supersede: Where another text is held under the id, keep that as history; or, where that
+            is dated later, this one.
     """
 
     text: str
@@ -82,7 +83,7 @@ class StoredDocument:
     """A document as the bank holds it; `added_at` is ISO 8601 UTC, `memories` counts its pieces.
 
     Attributes:
-        superseded_at: From when on a later version holds; None for the version in force.
+        superseded_at: From when on a later version holds; None for the latest version.
     """
 
     id: str

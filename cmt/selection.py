@@ -1,8 +1,9 @@
 """Which documents a question, a search or a listing is about: namespace, tags, dates, as-of.
 
 A document holds from its date on, or from when it was added where it has none, until a later
-version supersedes it or it expires. Without `as_of`, only versions in force are selected; with
-it, those that held at that moment.
+version supersedes it or it expires. With `as_of`, what held at that moment is selected; without,
+what holds when the question comes: a version dated ahead waits for its day, and the one before it
+goes on until then.
 
 Shape legend: N memories in the bank.
 """
@@ -12,11 +13,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from cmt.dates import checked_span
+from cmt.dates import checked_span, today
 from cmt.errors import InputError
 from cmt.records import DEFAULT_NAMESPACE
 
@@ -47,7 +48,7 @@ class Fields(NamedTuple):
     Attributes:
         document: The document's number in the bank; a version has one of its own.
         starts: When it began to hold.
-        superseded, expires: When it ceased to; infinity where it didn't.
+        superseded, expires: When it ceases to; infinity where it doesn't.
     """
 
     document: int
@@ -60,7 +61,7 @@ class Fields(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """`Filters`, checked; make one with `select`. `at` is None for what is in force now."""
+    """`Filters`, checked; make one with `select`. `at` is None for what holds now."""
 
     namespace: str | None = DEFAULT_NAMESPACE
     tags: tuple[str, ...] = ()
@@ -74,12 +75,19 @@ class Selection:
             return False
         if not self.since <= fields.starts <= self.until:
             return False
-        return set(self.tags) <= set(fields.tags) and self._holds(fields)
+        if not set(self.tags) <= set(fields.tags):
+            return False
+        return bool(self.holds(fields.starts, fields.superseded, fields.expires))
 
-    def _holds(self, fields: Fields) -> bool:
-        if self.at is None:
-            return fields.superseded == FOREVER and fields.expires > time.time()
-        return fields.starts <= self.at < min(fields.superseded, fields.expires)
+    def holds(self, starts: Any, superseded: Any, expires: Any) -> Any:
+        """Whether what began and ceased at these moments is asked about; floats or arrays (N,)."""
+        at, day = self.moments()
+        begun = (starts <= at) | (starts == day)
+        return begun & (superseded > at) & (superseded != day) & (expires > at)
+
+    def moments(self) -> tuple[float, float]:
+        """The moment asked about, and one that counts as begun: `today`, if that is now."""
+        return (time.time(), today()) if self.at is None else (self.at, self.at)
 
 
 def select(
@@ -195,9 +203,5 @@ class FieldColumns:
             chosen_N &= starts_N >= selection.since
         if selection.until < FOREVER:
             chosen_N &= starts_N <= selection.until
-        if selection.at is None:
-            chosen_N &= (superseded_N == FOREVER) & (expires_N > time.time())
-        else:
-            chosen_N &= (starts_N <= selection.at) & (selection.at < superseded_N)
-            chosen_N &= selection.at < expires_N
+        chosen_N &= selection.holds(starts_N, superseded_N, expires_N)
         return None if chosen_N.all() else np.flatnonzero(chosen_N)

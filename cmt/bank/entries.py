@@ -102,15 +102,23 @@ class DocumentEntry:
 
 
 def document_entry(
-    document: Document, pieces: Sequence[EncodedPiece] = (), tier: Tier = "bf16"
+    document: Document,
+    pieces: Sequence[EncodedPiece] = (),
+    tier: Tier = "bf16",
+    *,
+    stored: bool = False,
 ) -> DocumentEntry:
     """Check a document and its pieces and turn them to bytes.
+
+    One that a bank has `stored` may have a date that is none: banks took them once.
 
     Raises:
         InputError: Something in it can't be stored; says what, and of which document.
     """
     _check_text_fields(document)
     _check_life(document)
+    if not stored:
+        _check_date(document, "date")
     content_hash = text_hash(document.text)
     return DocumentEntry(
         id=document.id,
@@ -153,8 +161,16 @@ def _check_life(document: Document) -> None:
     try:
         check_label(document.namespace, "namespace")
         check_tags(document.tags)
-        if document.expires_at is not None:
-            checked_span(document.expires_at, "expires_at")
+    except InputError as error:
+        raise DocumentError(f"{_name(document.id, document.text)}: {error}") from error
+    _check_date(document, "expires_at")
+
+
+def _check_date(document: Document, field: str) -> None:
+    value = getattr(document, field)
+    try:
+        if value is not None:
+            checked_span(value, field)
     except InputError as error:
         raise DocumentError(f"{_name(document.id, document.text)}: {error}") from error
 

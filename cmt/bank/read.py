@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,14 +32,14 @@ _LARGEST_ID = 2**63 - 1  # SQLite's integers
 
 
 def find_numbers(sqlite: sqlite3.Connection, document_id: str, namespace: str) -> list[int]:
-    """The numbers of the versions of a document, the one in force, if there is one, last."""
+    """The numbers of the versions of a document as they follow in time, the latest last."""
     try:
         f"{document_id}{namespace}".encode()
     except UnicodeEncodeError:  # SQLite can't hold it, so no document has it
         return []
     rows = sqlite.execute(
         "SELECT number FROM documents WHERE id = ? AND namespace = ? "
-        "ORDER BY superseded_at IS NULL, number",
+        "ORDER BY superseded_at IS NULL, ends(superseded_at), number",
         (document_id, namespace),
     )
     return [number for (number,) in rows.fetchall()]
@@ -49,7 +48,7 @@ def find_numbers(sqlite: sqlite3.Connection, document_id: str, namespace: str) -
 def read_versions(
     sqlite: sqlite3.Connection, document_id: str, namespace: str
 ) -> list[StoredDocument]:
-    """Every version of the document with this id, the one in force last.
+    """Every version of the document with this id, the latest last.
 
     Raises:
         UnknownIdError: There is none.
@@ -236,7 +235,7 @@ def read_document_rows(
 ) -> list[Row]:
     """Rows of `SELECT_DOCUMENT` in insertion order, the document's number last.
 
-    Without a selection: every version in force, expired or not.
+    Without a selection: the latest version of each, expired or still to come too.
     """
     condition, values = _condition(selection)
     query = f"{SELECT_DOCUMENT} WHERE {condition} AND number > ? ORDER BY number LIMIT ? OFFSET ?"
@@ -269,14 +268,11 @@ def _condition(selection: Selection | None) -> tuple[str, list[Any]]:
     if selection.until < FOREVER:
         parts.append("known_from(date, added_at) <= ?")
         values.append(selection.until)
-    if selection.at is None:
-        parts.append("superseded_at IS NULL AND (expires_at IS NULL OR ends(expires_at) > ?)")
-        values.append(time.time())
-    else:
-        parts.append("known_from(date, added_at) <= ?")
-        parts.append("(superseded_at IS NULL OR ends(superseded_at) > ?)")
-        parts.append("(expires_at IS NULL OR ends(expires_at) > ?)")
-        values += [selection.at] * 3
+    at, day = selection.moments()
+    parts.append("(known_from(date, added_at) <= ? OR known_from(date, added_at) = ?)")
+    parts.append("(superseded_at IS NULL OR ends(superseded_at) > ? AND ends(superseded_at) <> ?)")
+    parts.append("(expires_at IS NULL OR ends(expires_at) > ?)")
+    values += [at, day, at, day, at]
     return " AND ".join(parts), values
 
 

@@ -25,7 +25,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How much a bank holds: documents in force, and memories, superseded versions' too."""
+    """How much a bank holds: documents, and memories, superseded versions' too."""
 
     documents: int
     memories: int
@@ -40,9 +40,9 @@ class Stats:
             interaction.
         text_bytes: Bytes of the documents' texts in UTF-8.
         file_bytes: Size on disk of the bank's file and its write-ahead log.
-        superseded: Versions kept as history; `documents` doesn't count them, the bytes do.
-        expired: Documents in force but for their expiry, `Bank.purge` deletes them.
-        namespaces: The collections that documents in force belong to, sorted.
+        superseded: Versions before the latest; `documents` doesn't count them, the bytes do.
+        expired: Documents that have expired, `Bank.purge` deletes them.
+        namespaces: The collections that documents belong to, sorted.
         memory_tokens: How many memories there are of each number of tokens K, ascending.
     """
 

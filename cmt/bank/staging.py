@@ -67,7 +67,7 @@ class Staging:
     def put(self, entries: Sequence[tuple[int, StoredDocument, Sequence[EncodedPiece]]]) -> None:
         """Stage new memories of versions, by their numbers in the bank; durable on return."""
         prepared = [
-            document_entry(document.document(), own, self._bank.tier)
+            document_entry(document.document(), own, self._bank.tier, stored=True)
             for _, document, own in entries
         ]
         with self._staged.writing() as sqlite:

@@ -156,15 +156,18 @@ class Bank:
 
         - with an id it doesn't hold: "added";
         - with an id it holds with another text: the new text and memories replace the old
-          in the same transaction, "updated"; with `supersede` the old version stays as history;
+          in the same transaction, "updated"; with `supersede` the old version stays as history,
+          until the new one's date, or, where the old one is dated later, the new one comes before
+          it; a version with the same text and date is "unchanged";
         - with an id it holds with the same text: the memories stay and pieces are not needed;
           the other fields are taken over where they differ, "unchanged";
         - without id, with a text it doesn't hold: "added" under an id derived from the text;
         - without id, with a text it holds: nothing is written, "unchanged"; `Outcome.id` is
           the id it is held under. (If it had expired, its fields are taken over.)
 
-        What it holds is what is in force in the document's namespace. With `known_only` nothing
-        is "added": a document that was forgotten meanwhile does not come back.
+        What it holds is the latest version in the document's namespace, even one that is still to
+        come. With `known_only` nothing is "added": a document that was forgotten meanwhile does not
+        come back.
 
         Returns:
             One outcome for each entry, in order.
@@ -192,7 +195,10 @@ class Bank:
             BankError: As `add`.
         """
         self._require_fingerprint()
-        prepared = [document_entry(own.document(), pieces, self.tier) for own, pieces in entries]
+        prepared = [
+            document_entry(own.document(), pieces, self.tier, stored=True)
+            for own, pieces in entries
+        ]
         with self.writing() as sqlite:
             write.check_layout(sqlite, prepared)
             return [
@@ -228,7 +234,7 @@ class Bank:
         return "unchanged" if known.content_hash == entry.content_hash else "changed"
 
     def get(self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> StoredDocument:
-        """The document with this id, its version in force.
+        """The document with this id, its latest version: maybe one that is still to come.
 
         Raises:
             UnknownIdError: There is none.
@@ -240,7 +246,7 @@ class Bank:
     def history(
         self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE
     ) -> list[StoredDocument]:
-        """Every version of the document with this id, oldest first, the one in force last.
+        """Every version of the document with this id as they follow in time, the latest last.
 
         Raises:
             UnknownIdError: There is none.
@@ -258,11 +264,15 @@ class Bank:
             return write.remove(sqlite, document_id, namespace)
 
     def purge(self, *, history: bool = False) -> list[str]:
-        """Forget what has expired, and with `history` superseded versions too; gives their ids."""
+        """Forget what has expired, and with `history` what was superseded; gives their ids.
+
+        A version that holds until a later one's day is not history yet.
+        """
         with self._writable().writing() as sqlite:
             rows = sqlite.execute(
                 "SELECT number, id FROM documents "
-                "WHERE ends(expires_at) <= ? OR (? AND superseded_at IS NOT NULL) ORDER BY number",
+                "WHERE ends(expires_at) <= ?1 OR (?2 AND ends(superseded_at) <= ?1) "
+                "ORDER BY number",
                 (time.time(), history),
             ).fetchall()
             for number, _ in rows:
@@ -282,7 +292,8 @@ class Bank:
         Args:
             limit: Most documents; None: all.
             offset: So many are passed over first.
-            selection: Which ones; None: all in force, expired ones included.
+            selection: Which ones; None: the latest version of each, expired ones and those still
+                to come included.
             on_damage: Told of a document that is not as it was written, which is passed over, but
                 counted in `limit`.
 
@@ -321,7 +332,7 @@ class Bank:
             left = None if left is None else left - len(rows)
 
     def by_source(self, prefix: str, *, namespace: str) -> list[tuple[str, str, str]]:
-        """(id, source, content hash) of documents in force whose source begins with a prefix."""
+        """(id, source, content hash) of latest versions whose source begins with a prefix."""
         with self._reader.reading() as sqlite:
             return sqlite.execute(
                 "SELECT id, source, content_hash FROM documents WHERE superseded_at IS NULL "
@@ -330,7 +341,7 @@ class Bank:
             ).fetchall()
 
     def count(self) -> Counts:
-        """How many documents in force and memories the bank holds."""
+        """How many documents and memories the bank holds."""
         with self._reader.reading() as sqlite:
             return Counts(
                 *sqlite.execute(
@@ -340,7 +351,7 @@ class Bank:
             )
 
     def count_documents(self, selection: Selection | None = None) -> int:
-        """How many documents are selected; None: those in force, expired ones included."""
+        """How many documents are selected; None: all of them, as `documents` gives them."""
         with self._reader.reading() as sqlite:
             return read.count_documents(sqlite, selection)
 

@@ -6,14 +6,15 @@ import itertools
 import json
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from cmt.bank.entries import DocumentEntry, Layout
 from cmt.bank.read import find_numbers
 from cmt.bank.records import Outcome, Status
 from cmt.bank.rows import SELECT_DOCUMENT, corrupt, document_checksum, document_damage
-from cmt.dates import ends, now, span
+from cmt.dates import ends, known_from, now, span
 from cmt.errors import InputError, UnknownIdError
 from cmt.records import StoredDocument
 
@@ -24,17 +25,39 @@ _FIELDS = (
 )
 _INSERT = f"INSERT INTO documents ({_FIELDS}, number) VALUES ({', '.join('?' * 15)})"  # noqa: S608
 _UPDATE = f"UPDATE documents SET ({_FIELDS}) = ({', '.join('?' * 14)}) WHERE number = ?"  # noqa: S608
-_IN_FORCE = "SELECT number, id, content_hash FROM documents WHERE superseded_at IS NULL"
-_BY_ID = _IN_FORCE + " AND id = ? AND namespace = ?"
-_BY_TEXT = _IN_FORCE + " AND content_hash = ? AND namespace = ? ORDER BY number LIMIT 1"
+_KNOWN = "SELECT number, id, content_hash FROM documents WHERE "
+_LATEST = _KNOWN + "superseded_at IS NULL"
+_BY_ID = _LATEST + " AND id = ? AND namespace = ?"
+_BY_TEXT = _LATEST + " AND content_hash = ? AND namespace = ? ORDER BY number LIMIT 1"
+_EARLIER = (
+    _KNOWN + "id = ? AND namespace = ? AND content_hash = ? AND date = ? "
+    "AND ends(superseded_at) >= known_from(date, added_at) LIMIT 1"
+)
 
 
 class Known(NamedTuple):
-    """The document in force that an entry meets in the bank."""
+    """The version that an entry meets in the bank."""
 
     number: int
     id: str
     content_hash: str
+
+
+class Version(NamedTuple):
+    """When a version of a document holds; moments in seconds since 1970.
+
+    Attributes:
+        dated: Whether it has a date; without, it holds from when it was added.
+        since: When it begins to hold, as text.
+        starts: The same as a moment.
+        ends: When the next one begins; infinity for the latest.
+    """
+
+    number: int
+    dated: bool
+    since: str
+    starts: float
+    ends: float
 
 
 def put(sqlite: sqlite3.Connection, entry: DocumentEntry, *, known_only: bool = False) -> Outcome:
@@ -56,23 +79,26 @@ def put(sqlite: sqlite3.Connection, entry: DocumentEntry, *, known_only: bool = 
         return Outcome(known.id, "unchanged")
     _require_memories(entry)
     if entry.supersede:
-        _end(sqlite, known, entry)
-        _insert(sqlite, known.id, entry)
+        _supersede(sqlite, known, entry)
     else:
-        _remove_memories(sqlite, known.number)
-        sqlite.execute(_UPDATE, (*_row(known.id, entry, now(), None, 0), known.number))
-        _insert_memories(sqlite, known.number, entry)
+        with _in_line(sqlite, known, entry.namespace):
+            _remove_memories(sqlite, known.number)
+            sqlite.execute(_UPDATE, (*_row(known.id, entry, now(), None, 0), known.number))
+            _insert_memories(sqlite, known.number, entry)
     return Outcome(known.id, "updated")
 
 
 def find(sqlite: sqlite3.Connection, entry: DocumentEntry) -> Known | None:
-    """The document in force that an entry would meet in the bank.
+    """The version that an entry would meet in the bank.
 
-    That is the one with its id, or, for an entry without id, the oldest one with its text; in
-    its namespace.
+    That is the latest one with its id, or, for an entry without id, the oldest one with its text;
+    in its namespace. An entry that supersedes may be a version with its id, text and date, too.
     """
     if entry.id is not None:
         row = sqlite.execute(_BY_ID, (entry.id, entry.namespace)).fetchone()
+        if entry.supersede and row is not None and row[2] != entry.content_hash:
+            same = (entry.id, entry.namespace, entry.content_hash, entry.date)
+            row = sqlite.execute(_EARLIER, same).fetchone() or row
     else:
         row = sqlite.execute(_BY_TEXT, (entry.content_hash, entry.namespace)).fetchone()
     return None if row is None else Known(*row)
@@ -190,9 +216,9 @@ def _refresh_fields(sqlite: sqlite3.Connection, known: Known, entry: DocumentEnt
 
     An entry without id only met a text: then nothing changes, unless that text has expired.
     """
-    *stored, expires_at, added_at = sqlite.execute(
-        "SELECT title, date, source, metadata, tags, expires_at, added_at FROM documents "
-        "WHERE number = ?",
+    *stored, expires_at, added_at, superseded_at = sqlite.execute(
+        "SELECT title, date, source, metadata, tags, expires_at, added_at, superseded_at "
+        "FROM documents WHERE number = ?",
         (known.number,),
     ).fetchone()
     if entry.id is None and ends(expires_at) > time.time():
@@ -200,22 +226,71 @@ def _refresh_fields(sqlite: sqlite3.Connection, known: Known, entry: DocumentEnt
     given = [entry.title, entry.date, entry.source, entry.metadata, entry.tags, entry.expires_at]
     if [*stored, expires_at] != given:
         touched = _next_changes(sqlite, 1)[0]
-        row = _row(known.id, entry, added_at, None, touched)
-        sqlite.execute(_UPDATE, (*row, known.number))
+        row = _row(known.id, entry, added_at, superseded_at, touched)
+        with _in_line(sqlite, known, entry.namespace):
+            sqlite.execute(_UPDATE, (*row, known.number))
 
 
-def _end(sqlite: sqlite3.Connection, known: Known, successor: DocumentEntry) -> None:
-    """Make a version history: it held until its successor began to."""
-    row = sqlite.execute(f"{SELECT_DOCUMENT} WHERE number = ?", (known.number,)).fetchone()
+def _supersede(sqlite: sqlite3.Connection, known: Known, entry: DocumentEntry) -> None:
+    """Store a version in its place in time: from its date until the next one's.
+
+    It is the latest, unless the latest so far is dated later. Where that has no date, when it
+    began to hold is a guess, and it gives way.
+    """
+    added_at = now()
+    starts = known_from(entry.date, added_at)
+    versions = _versions(sqlite, known.id, entry.namespace)
+    later = [one for one in versions if starts < one.starts < one.ends]
+    if not any(one.dated for one in later) or known.number not in {one.number for one in later}:
+        later = []
+    for one in versions:
+        if one not in later and one.ends > starts:
+            _end(sqlite, one.number, entry.date or added_at)
+    until = min(later, key=lambda one: one.starts).since if later else None
+    _insert(sqlite, known.id, entry, added_at, until)
+
+
+@contextmanager
+def _in_line(sqlite: sqlite3.Connection, known: Known, namespace: str) -> Iterator[None]:
+    """While a version changes in place: the one before it goes on to hold until it begins."""
+    before = {one.number: one for one in _versions(sqlite, known.id, namespace)}
+    yield
+    after = {one.number: one for one in _versions(sqlite, known.id, namespace)}
+    old, new = before[known.number], after[known.number]
+    for one in after.values():
+        if one.ends == old.starts != new.starts:
+            _end(sqlite, one.number, new.since)
+
+
+def _versions(sqlite: sqlite3.Connection, document_id: str, namespace: str) -> list[Version]:
+    rows = sqlite.execute(
+        "SELECT number, date, added_at, superseded_at FROM documents "
+        "WHERE id = ? AND namespace = ?",
+        (document_id, namespace),
+    )
+    return [
+        Version(
+            number=number,
+            dated=span(date) is not None,
+            since=date if span(date) is not None else added_at,
+            starts=known_from(date, added_at),
+            ends=ends(superseded_at),
+        )
+        for number, date, added_at, superseded_at in rows.fetchall()
+    ]
+
+
+def _end(sqlite: sqlite3.Connection, number: int, superseded_at: str) -> None:
+    """Say until when a version holds."""
+    row = sqlite.execute(f"{SELECT_DOCUMENT} WHERE number = ?", (number,)).fetchone()
     damage = document_damage(row)
     if damage is not None:
-        raise corrupt(known.id, None, damage)
-    began = successor.date if successor.date is not None and span(successor.date) else now()
-    guard = document_checksum((*row[:9], began), known.content_hash)
+        raise corrupt(row[0], None, damage)
+    guard = document_checksum((*row[:9], superseded_at), row[10])
     touched = _next_changes(sqlite, 1)[0]
     sqlite.execute(
         "UPDATE documents SET superseded_at = ?, checksum = ?, touched = ? WHERE number = ?",
-        (began, guard, touched, known.number),
+        (superseded_at, guard, touched, number),
     )
 
 

@@ -41,8 +41,9 @@ def list_documents(
 ) -> None:
     """List what was learned, oldest first: id, date, memories, their bytes, title.
 
-    Of every collection, unless options say which. With --json each document is a line of JSON,
-    without its text.
+    Of every collection, unless options say which. Each document in its latest version, also if it
+    has expired or is dated ahead; with an option that filters, what holds now, or --as-of a day.
+    With --json each document is a line of JSON, without its text.
     """
     from cmt.selection import select
 
@@ -62,12 +63,12 @@ def list_documents(
 
 @click.command()
 @click.argument("document_id", metavar="ID")
-@click.option("--history", is_flag=True, help="Its earlier versions too, the oldest first.")
+@click.option("--history", is_flag=True, help="Its earlier versions too, as they follow in time.")
 @namespace_option
 @json_option
 @bank_option
 def show(document_id: str, history: bool, namespace: str, as_json: bool, bank: Path) -> None:
-    """Show the document with this ID: its fields and its text.
+    """Show the document with this ID: its fields and its text, of the latest version.
 
     With --json it is a line of JSON, with --history a line each version.
     """
@@ -191,7 +192,7 @@ def verify(as_json: bool, bank: Path) -> None:
 
 
 def _besides(stats: Stats) -> str:
-    """What is kept beside the documents in force."""
+    """What is kept beside the documents, and which of them have expired."""
     parts = {"expired": stats.expired, "superseded versions": stats.superseded}
     shown = ", ".join(f"{number:,} {name}" for name, number in parts.items() if number)
     return f" ({shown})" if shown else ""

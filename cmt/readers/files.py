@@ -55,7 +55,8 @@ def read_path(
 
     In a folder, hidden files and folders (their names start with a dot) are passed over; links
     to folders are not followed. A document's source is the path as given, its title the file's
-    name without extension and its date the file's last change (UTC), where it has none itself.
+    name without extension and its date the file's last change (UTC; none that lies ahead), where it
+    has none itself.
     The id of a file that holds one document is its absolute path, so that it stays one document
     when it is edited; a line or row without an id has none.
 
@@ -150,11 +151,11 @@ def _read_file(path: Path, kind: str | None) -> Iterator[Document | Failure]:
         if not stat.S_ISREG(status.st_mode):  # reading a pipe or device might never end
             yield _failure(path, "Expected a regular file, got a pipe, socket or device.")
             return
-        changed = datetime.fromtimestamp(status.st_mtime, UTC).date().isoformat()
+        changed = datetime.fromtimestamp(status.st_mtime, UTC).date()
         origin = Origin(
             name=_printable(path),
             title=_printable(Path(path.stem)),
-            date=changed,
+            date=changed.isoformat() if changed <= datetime.now(UTC).date() else None,
             id=file_id(path),
         )
         with path.open("rb") as stream:

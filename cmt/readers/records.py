@@ -10,9 +10,9 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any, BinaryIO
 
+from cmt.dates import span
 from cmt.errors import DocumentError
 from cmt.readers.texts import Origin, check_text, check_unicode, decode
 from cmt.records import DEFAULT_NAMESPACE, Document, Failure
@@ -170,13 +170,10 @@ def _tags(value: object) -> tuple[str, ...]:
 
 
 def _date(text: str, name: str = "date") -> str:
-    try:
-        if text:
-            datetime.fromisoformat(text)
-    except ValueError as error:
+    if text and span(text) is None:
         raise DocumentError(
             f"Expected {name!r} as in 2024-05-31 or 2024-05-31T12:00 (ISO 8601), got {text!r}."
-        ) from error
+        )
     return text
 
 

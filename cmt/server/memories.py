@@ -96,10 +96,11 @@ def list_documents(
     namespace: Annotated[Name | None, Query(description="default: all of them")] = None,
     tag: Annotated[list[Name] | None, Query(description="documents that have all of these")] = None,
 ) -> DocumentList:
-    """The documents in force, in the order they were added; `total` counts those asked for.
+    """The documents, each in its latest version; `total` counts those asked for.
 
-    Expired ones are listed too, unless a namespace or tag is given. Damaged ones are passed over;
-    the server's log names them.
+    They come in the order they were added, expired ones and those dated ahead too, unless a
+    namespace or tag is given: then what holds now. Damaged ones are passed over; the server's log
+    names them.
     """
     bank = service.memory.bank
     asked = namespace is not None or tag
@@ -142,7 +143,7 @@ async def search(asked: SearchRequest, request: Request, service: Current) -> Se
 
 @router.get("/{document_id:path}")
 def get(document_id: Id, service: Current, namespace: Namespace = DEFAULT_NAMESPACE) -> DocumentOut:
-    """A document with its text."""
+    """A document with its text, in its latest version: maybe one that is dated ahead."""
     return DocumentOut.of(service.memory.get(document_id, namespace=namespace))
 
 
@@ -156,7 +157,8 @@ async def patch(
 ) -> DocumentOut:
     """Change fields of a document; a new text is compressed and replaces the old at once.
 
-    With `supersede` the version before a new text stays as history.
+    With `supersede` the old text holds until the new one's date (until now, without one); one dated
+    earlier than the old text is its history. The version changed is given back.
     """
 
     def changed() -> Iterator[Document]:  # runs where nothing else is added meanwhile
@@ -169,7 +171,9 @@ async def patch(
     if report.failed:
         service.memory.get(document_id, namespace=namespace)  # forgotten meanwhile?
         raise ServiceError(400, "invalid_value", public(report.failed[0].reason, service.secrets))
-    return DocumentOut.of(service.memory.get(document_id, namespace=namespace))
+    versions = service.memory.history(document_id, namespace=namespace)
+    changed_ones = [one for one in versions if asked.text in (None, one.text)]
+    return DocumentOut.of((changed_ones or versions)[-1])
 
 
 @router.delete("/{document_id:path}")

@@ -59,7 +59,7 @@ class DocumentIn(Strict):
     namespace: Name = DEFAULT_NAMESPACE
     tags: Tags = []
     expires_at: Date | None = None
-    supersede: bool = Field(False, description="keep the version it replaces as history")
+    supersede: bool = Field(False, description="keep the version it replaces for its time")
 
     def document(self) -> Document:
         """As the library has it."""
@@ -97,7 +97,7 @@ class PatchRequest(Strict):
     metadata: Metadata | None = None
     tags: Tags | None = None
     expires_at: Date | None = None
-    supersede: bool = Field(False, description="keep the version before a new text as history")
+    supersede: bool = Field(False, description="keep the version before a new text for its time")
 
     def changes(self) -> DocumentChanges:
         """What is to change; null clears a date or an expiry and leaves other fields alone."""

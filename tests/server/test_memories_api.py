@@ -135,11 +135,36 @@ def test_an_id_that_no_url_can_name_is_refused(client, memory, name):
 
 
 def test_one_that_fails_does_not_stop_the_others(client, memory):
-    documents = [{"text": "Sound."}, {"text": "Wrong.", "expires_at": "tomorrow"}, TOWER]
+    wrong = [{"text": "Wrong.", name: "31.01.2020"} for name in ("expires_at", "date")]
+    documents = [{"text": "Sound.", "date": "2026-01"}, *wrong, TOWER]
     report = client.post("/v1/memories", json={"documents": documents}).json()
     assert len(report["added"]) == 2
-    (failure,) = report["failed"]
-    assert "ISO 8601" in failure["reason"]
+    assert ["ISO 8601" in failure["reason"] for failure in report["failed"]] == [True, True]
+
+
+def test_a_date_that_is_none_is_refused(client, memory):
+    answer = client.patch("/v1/memories/arbon", json={"date": "foo"})
+    assert answer.status_code == 400
+    assert "expected date as in" in answer.json()["error"]["message"]
+    assert memory.get("arbon").date == "2024-05-31"
+
+
+def test_versions_have_their_places_in_time(client):
+    def found(**filters):
+        body = {"query": "Who?", "top_k": 9, "prefer_later": False, **filters}
+        data = client.post("/v1/memories/search", json=body).json()["data"]
+        return [one["excerpt"] for one in data if one["document_id"] == "arbon"]
+
+    text = "The lighthouse of Arbon was built in 1823 by Clara Weiss."
+    path, supersede = "/v1/memories/arbon", {"supersede": True}
+    for name, date in (("Ada", "2099-01-01"), ("Bea", "2023-01-01")):
+        answer = client.patch(path, json={"text": name, "date": date, **supersede}).json()
+        assert (answer["text"], answer["date"]) == (name, date)
+    assert found() == found(as_of="2024-06-01") == [text]
+    assert found(as_of="2099-01-01") == ["Ada"]
+    assert found(as_of="2023-06-01") == ["Bea"]
+    assert client.get(path).json()["text"] == "Ada"
+    assert "arbon" in ids(client)
 
 
 def test_progress_is_streamed_and_grows(client, memory):

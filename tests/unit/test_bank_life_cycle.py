@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,77 @@ def test_as_of_a_date_the_version_of_that_date_is_found(bank):
         assert [text.split()[0] for text in texts(bank, as_of=date)] == names
 
 
+def test_a_version_dated_ahead_waits_and_the_one_before_it_goes_on(bank):
+    add(bank, "sand", 1, id="a", date="2020-01-01")
+    add(bank, "gold", 2, id="a", date="2999-01-01", supersede=True)
+    add(bank, "soon", 3, id="b", date="2999-01-01")
+    assert texts(bank) == ["sand"]
+    assert texts(bank, as_of="2999-01-01") == ["gold", "soon"]
+    assert [document.text for document in bank.documents()] == ["gold", "soon"]
+    assert bank.get("a").text == "gold"
+    assert bank.purge(history=True) == []
+    add(bank, "silt", 4, id="a", supersede=True)  # from now on
+    assert texts(bank) == ["silt"]
+    assert texts(bank, as_of="2025") == ["sand"]
+    assert texts(bank, as_of="2999-01-01") == ["gold", "soon"]
+    assert [version.text for version in bank.history("a")] == ["sand", "silt", "gold"]
+    assert bank.purge(history=True) == ["a"]
+    assert texts(bank) == ["silt"]
+    assert bank.verify() == []
+
+
+def test_a_version_dated_before_the_one_held_comes_before_it(bank):
+    add(bank, "Ann", 1, id="mayor", date="2018-01-01")
+    add(bank, "Bob", 2, id="mayor", date="2022-01-01", supersede=True)
+    backfilled = {"id": "mayor", "date": "2020-01-01", "supersede": True}
+    assert add(bank, "Cid", 3, **backfilled) == Outcome("mayor", "updated")
+    assert bank.get("mayor").text == "Bob"
+    assert texts(bank) == ["Bob"]
+    for year, name in ((2017, []), (2019, ["Ann"]), (2021, ["Cid"]), (2023, ["Bob"])):
+        assert texts(bank, as_of=str(year)) == name
+    held = [(version.text, version.superseded_at) for version in bank.history("mayor")]
+    assert held == [("Ann", "2020-01-01"), ("Cid", "2022-01-01"), ("Bob", None)]
+    index = KeyIndex(bank)
+    (hits,) = index.search(make_key(1)[None], 5, select(as_of="2021"))
+    assert [one.excerpt for one in bank.sources([hit.memory_id for hit in hits])] == ["Cid"]
+    assert bank.status_of(Document(text="Cid", **backfilled)) == "unchanged"
+    assert add(bank, "Cid", 3, title="Mayor", **backfilled) == Outcome("mayor", "unchanged")
+    held = [(version.title, version.superseded_at) for version in bank.history("mayor")]
+    assert held == [("", "2020-01-01"), ("Mayor", "2022-01-01"), ("", None)]
+    assert bank.verify() == []
+
+
+def test_a_version_that_an_old_bank_hid_comes_back_when_it_is_added_again(bank):
+    ann = {"id": "mayor", "date": "2020-01-01", "supersede": True}
+    add(bank, "Ann", 1, **ann)
+    (held,) = bank.history("mayor")
+    bank.delete("mayor")
+    pieces = [make_piece("Ann", 1)]
+    bank.restore([(replace(held, superseded_at="2019-01-01"), pieces)])
+    add(bank, "Bob", 2, id="mayor", date="2019-01-01")
+    assert texts(bank) == ["Bob"]
+    assert add(bank, "Ann", 1, **ann).status == "updated"
+    assert texts(bank) == ["Ann"]
+    assert texts(bank, as_of="2019") == ["Bob"]
+
+
+def test_a_version_without_a_date_gives_way_to_any(bank):
+    add(bank, "undated", 1, id="a")
+    add(bank, "dated", 2, id="a", date="2020-01-01", supersede=True)
+    assert texts(bank) == texts(bank, as_of="2020-01-01") == ["dated"]
+
+
+def test_a_new_date_moves_the_end_of_the_version_before(bank):
+    add(bank, "old", 1, id="a", date="2020-01-01")
+    add(bank, "new", 2, id="a", date="2022-01-01", supersede=True)
+    add(bank, "new", id="a", date="2999-01-01")
+    assert texts(bank) == ["old"]
+    add(bank, "newest", 3, id="a", date="2024-01-01")  # in the place of "new"
+    assert texts(bank) == ["newest"]
+    assert texts(bank, as_of="2023") == ["old"]
+    assert bank.verify() == []
+
+
 def test_an_undated_document_is_known_from_when_it_was_added(bank):
     add(bank, "undated", 1, id="a")
     assert texts(bank, as_of="2020-01-01") == []
@@ -199,6 +271,12 @@ def test_tags_are_kept_sorted_and_taken_over(bank):
         ({"tags": [""]}, "document 'a': expected a tag to be a word"),
         ({"tags": None}, "document 'a': expected tags to be a list"),
         ({"expires_at": "soon"}, "document 'a': expected expires_at as in"),
+        ({"expires_at": ["2026"]}, "document 'a': expected expires_at as in"),
+        (
+            {"date": "31.01.2020"},
+            "document 'a': expected date as in 2026-01-31 .* got '31.01.2020'",
+        ),
+        ({"date": ""}, "document 'a': expected date as in"),
     ],
 )
 def test_fields_that_cannot_be_stored_are_refused(bank, fields, message):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+import time
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -23,6 +24,7 @@ def at(*parts: int) -> float:
         ("2026-12", at(2026, 12, 1), at(2027, 1, 1)),
         ("2024-02", at(2024, 2, 1), at(2024, 3, 1)),
         ("2026-01-31", at(2026, 1, 31), at(2026, 2, 1)),
+        ("9999-12-31", at(9999, 12, 31), at(9999, 12, 31) + DAY),
     ],
 )
 def test_a_span_ends_just_before_the_next_begins(text, first, next_one):
@@ -53,8 +55,9 @@ def test_a_damaged_date_is_none(value):
 
 
 def test_what_is_no_text_is_no_date_either():
-    with pytest.raises(InputError, match=r"expected since as in .* got 2026"):
-        dates.checked_span(2026, "since")
+    for value in (2026, [2026]):
+        with pytest.raises(InputError, match=r"expected since as in .* got \[?2026"):
+            dates.checked_span(value, "since")
 
 
 def test_a_document_holds_from_its_date_or_from_when_it_was_added():
@@ -65,6 +68,16 @@ def test_a_document_holds_from_its_date_or_from_when_it_was_added():
     assert dates.known_from(None, "damaged") == -float("inf")
     assert dates.ends(None) == float("inf")
     assert dates.ends("2026-01-31") == at(2026, 1, 31)
+
+
+def test_today_is_the_day_that_the_clock_here_shows(monkeypatch):
+    for hours in (14, -11):
+        monkeypatch.setenv("TZ", f"XXX{-hours}")  # POSIX counts the other way
+        time.tzset()
+        here = datetime.now(timezone(timedelta(hours=hours)))
+        assert dates.today() == at(here.year, here.month, here.day)
+    monkeypatch.undo()
+    time.tzset()
 
 
 def test_a_time_to_live_lies_ahead():

@@ -78,6 +78,31 @@ def test_a_text_that_supersedes_without_a_date_holds_from_now_on(memory):
     assert len(memory.history("mayor")) == 2
 
 
+def test_a_version_dated_ahead_is_not_answered_from_yet(memory):
+    memory.add(mayor("Ann", "2020-01-01"))
+    memory.update("mayor", text="Bob is the mayor of Arbon.", date="2999-01-01", supersede=True)
+    assert sources(memory) == ["Ann"]
+    assert sources(memory, as_of="2999") == ["Bob"]
+    memory.forget("mayor")
+    memory.add(mayor("Bob", "2999-01-01"))
+    assert memory.ask(QUESTION, sampling=SHORT).text == ABSTENTION
+
+
+def test_a_version_dated_earlier_is_history(memory):
+    memory.add(mayor("Ann", "2020-01-01"))
+    memory.add(mayor("Bob", "2019-01-01"), supersede=True)
+    assert sources(memory) == ["Ann"]
+    assert sources(memory, as_of="2019-06") == ["Bob"]
+    report = memory.add(mayor("Bob", "2019-01-01"), supersede=True)
+    assert (report.unchanged, report.tokens) == (("mayor",), 0)
+
+
+def test_a_document_with_a_date_that_is_none_fails_alone(memory):
+    report = memory.add([mayor("Ann", "31.01.2020"), "A plain text."])
+    assert (len(report.added), len(report.failed)) == (1, 1)
+    assert "expected date as in 2026-01-31" in report.failed[0].reason
+
+
 def test_update_refuses_what_it_cannot_do(memory):
     memory.add(mayor("Ann", "2020-01-01"))
     with pytest.raises(UnknownIdError):
@@ -86,6 +111,8 @@ def test_update_refuses_what_it_cannot_do(memory):
         memory.update("mayor", colour="red")
     with pytest.raises(InputError, match="expected expires_at as in"):
         memory.update("mayor", expires_at="soon")
+    with pytest.raises(InputError, match=r"expected date as in .* got 'yesterday'"):
+        memory.update("mayor", date="yesterday")
     with pytest.raises(InputError, match="expected text to hold more than spaces"):
         memory.update("mayor", text=" ")
     assert memory.get("mayor").text == "Ann is the mayor of Arbon."

@@ -59,6 +59,12 @@ def test_text_has_the_file_name_as_title_the_path_as_source_and_the_change_as_da
     )
 
 
+def test_a_change_that_lies_ahead_is_no_date(write):
+    path = write("a.txt", "sand")
+    os.utime(path, (4e9, 4e9))  # in 2096
+    assert the_document(read_path(path)).date is None
+
+
 def test_a_path_may_be_a_string_and_an_extension_in_capitals(write):
     path = write("A.TXT", "sand")
     assert the_document(read_path(str(path))).text == "sand"
@@ -365,13 +371,14 @@ def test_life_cycle_fields_are_read_and_checked(write):
     path = write(
         "a.jsonl",
         '{"text": "sand", "namespace": "news", "tags": ["b", " a"], "expires_at": "2027-01-01"}\n'
-        '{"text": "silt", "tags": "x, y,"}\n'
+        '{"text": "silt", "tags": "x, y,", "date": "2026-01", "expires_at": "2027"}\n'
         '{"text": "clay", "tags": 3}\n'
         '{"text": "mud", "expires_at": "soon"}\n',
     )
     first, second, *failures = read_path(path)
     assert (first.namespace, first.tags, first.expires_at) == ("news", ("b", "a"), "2027-01-01")
-    assert (second.namespace, second.tags, second.expires_at) == ("default", ("x", "y"), None)
+    assert (second.namespace, second.tags) == ("default", ("x", "y"))
+    assert (second.date, second.expires_at) == ("2026-01", "2027")
     assert failures[0].reason == "Expected 'tags' to be a list of strings, got a number (3)."
     assert failures[1].reason.startswith("Expected 'expires_at' as in 2024-05-31")
     table = write("a.csv", 'text,tags,namespace\nsand,"a,b",news\n')

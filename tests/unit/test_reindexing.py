@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,17 @@ def contents(bank: Bank) -> list[tuple[object, ...]]:
         (document, [(piece.start, piece.end, piece.key, piece.memory) for piece in pieces])
         for document, pieces in bank.entries()
     ]
+
+
+def test_a_date_that_is_none_of_an_old_bank_stays(path, old, new):
+    with opened(path, old) as memory:
+        document = replace(memory.get("mayor"), id="other", date="31.01.2020")
+        (_, pieces), *_ = memory.bank.entries()
+        memory.bank.restore([(document, pieces)])
+        assert memory.ask(QUESTION, **SHORT).text
+    reindex(path, new)
+    with opened(path, new) as memory:
+        assert memory.get("other").date == "31.01.2020"
 
 
 def test_the_bank_is_as_if_made_by_the_new_compressor(path, new, tmp_path):

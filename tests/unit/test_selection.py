@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
-from cmt.dates import ends, known_from
+from cmt.dates import ends, known_from, now
 from cmt.errors import InputError
 from cmt.matching import KeyIndex
-from cmt.records import Document
+from cmt.records import Document, StoredDocument
 from cmt.selection import FieldColumns, Fields, Selection, check_tags, select
 from tests.unit.bank_pieces import make_entry, make_key
 
@@ -30,10 +31,11 @@ SELECTIONS = [
     {"as_of": "2024-05-31"},
     {"as_of": "2024-06-15"},
     {"as_of": "2030-01-01"},
+    {"as_of": "2998-06", "namespace": None},
     {"as_of": "9000-01-01", "namespace": None},
 ]
 LABELS = itertools.product(["default", "news"], [(), ("a",), ("a", "b"), ("c",)])
-DATES = [None, "2024-05-31", "2024-06-01T12:00", "2024", "not a date"]
+DATES = [None, "2024-05-31", "2024-06-01T12:00", "2024", "2999-01-01", "not a date"]
 EXPIRIES = [None, "2024-06-10", "2999-01-01"]
 DOCUMENTS = [
     Document(
@@ -47,20 +49,31 @@ DOCUMENTS = [
 
 @pytest.fixture
 def filled(bank):
-    """All combinations of fields, and every third document superseded."""
+    """All combinations of fields, wrong dates as an old bank has them, and two of three superseded.
+
+    One by a version that holds by now, one by a version to come.
+    """
     bank.add([make_entry("before", 0, id="x")])
-    bank.add([(d, make_entry(d.text, n)[1]) for n, d in enumerate(DOCUMENTS)])
-    for n, document in list(enumerate(DOCUMENTS))[::3]:
-        _, pieces = make_entry("newer text", 1000 + n)
-        newer = Document(
-            text="newer text",
-            id=document.id,
-            namespace=document.namespace,
-            date="2024-06-05",
-            supersede=True,
-        )
-        bank.add([(newer, pieces)])
+    bank.restore([(held(d), make_entry(d.text, n)[1]) for n, d in enumerate(DOCUMENTS)])
+    for first, date in ((0, "2024-06-05"), (1, "2998-01-01")):
+        for n, document in list(enumerate(DOCUMENTS))[first::3]:
+            _, pieces = make_entry("newer text", 1000 + n)
+            newer = Document(
+                text="newer text",
+                id=document.id,
+                namespace=document.namespace,
+                date=date,
+                supersede=True,
+            )
+            bank.add([(newer, pieces)])
     return bank
+
+
+def held(document: Document) -> StoredDocument:
+    """A document as a bank has it."""
+    own = {field.name: getattr(document, field.name) for field in fields(document)}
+    del own["supersede"]
+    return StoredDocument(**own, added_at=now(), memories=1, memory_bytes=1)
 
 
 @pytest.mark.parametrize("filters", SELECTIONS, ids=str)
@@ -91,6 +104,30 @@ def test_a_filter_selects_the_same_in_sql_in_columns_and_by_itself(filled, filte
     sources = filled.sources([hit.memory_id for hit in hits])
     assert {(s.namespace, s.document_id, s.excerpt) for s in sources} == expected
     assert len(hits) == len(expected)
+
+
+def test_a_version_to_come_is_selected_from_its_moment_on(bank, monkeypatch):
+    bank.add([make_entry("sand", 1, id="a", date="2020-01-01")])
+    bank.add([make_entry("gold", 2, id="a", date="2999-01-01T12:00", supersede=True)])
+    index = KeyIndex(bank)
+    begins = known_from("2999-01-01T12:00", "")
+    for moment, text in ((begins - 1, "sand"), (begins, "gold")):
+        monkeypatch.setattr("time.time", lambda moment=moment: moment)
+        assert [one.text for one in bank.documents(selection=select())] == [text]
+        (hits,) = index.search(make_key(1)[None], 5, select())
+        assert [one.excerpt for one in bank.sources([hit.memory_id for hit in hits])] == [text]
+
+
+def test_a_day_that_has_begun_here_but_not_in_greenwich_has_begun(bank, monkeypatch):
+    bank.add([make_entry("sand", 1, id="a", date="2020-01-01")])
+    bank.add([make_entry("gold", 2, id="a", date="2998-01-02", supersede=True)])
+    bank.add([make_entry("later", 3, id="b", date="2998-01-01T23:30")])
+    monkeypatch.setattr("time.time", lambda: known_from("2998-01-01T23:00", ""))
+    for clock, text in (("2998-01-01", "sand"), ("2998-01-02", "gold")):
+        monkeypatch.setattr("time.strftime", lambda _, clock=clock: clock)
+        assert [one.text for one in bank.documents(selection=select())] == [text]
+        (hits,) = KeyIndex(bank).search(make_key(1)[None], 5)
+        assert [one.excerpt for one in bank.sources([hit.memory_id for hit in hits])] == [text]
 
 
 def test_filters_come_before_top_k(filled):

@@ -61,6 +61,19 @@ def test_everything_comes_back_history_and_dates_too(filled, tmp_path, monkeypat
         assert [v.superseded_at for v in copy.history("mayor")] == ["2024-01-01", None]
 
 
+def test_a_date_that_is_none_of_an_old_bank_comes_along(bank, tmp_path):
+    add(bank, "sand", 1, id="a")
+    folder = tmp_path / "export"
+    transfer.export_bank(bank, folder)
+    lines = folder / "documents.jsonl"
+    lines.write_text(lines.read_text().replace('"date": null', '"date": "31.01.2020"'))
+    resign(folder, lines.name)
+    with Bank.open(tmp_path / "copy.sqlite", FINGERPRINT) as copy:
+        transfer.import_bank(copy, folder)
+        assert copy.get("a").date == "31.01.2020"
+        assert copy.verify() == []
+
+
 def test_others_can_read_the_files(exported):
     lines = [json.loads(line) for line in (exported / "documents.jsonl").open()]
     assert [line["text"] for line in lines][:2] == ["Ann is the mayor.", "Bob is the mayor."]
