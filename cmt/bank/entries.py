@@ -234,7 +234,10 @@ def _memory_entry(
     _check_piece(name, document, piece)
     shape = json.dumps(list(piece.memory.shape))
     key = tensor_to_bytes(piece.key)
-    dtype, data = memory_to_bytes(piece.memory, tier)
+    if piece.stored is not None and piece.stored[0] == tier:
+        dtype, data = piece.stored
+    else:
+        dtype, data = memory_to_bytes(piece.memory, tier)
     vectors = None if piece.vectors is None else tensor_to_bytes(piece.vectors)
     return MemoryEntry(
         start=piece.start,

@@ -73,9 +73,9 @@ def test_what_is_in_memory_does_not_grow_with_the_pieces(bank, monkeypatch):
 
     gc.collect()
     others = held()
-    bank.add([(Document(text=TEXT), drawn(60))])
+    bank.add([(Document(text=TEXT), drawn(20))])
     assert max(counts) <= others + 3
-    assert bank.count().memories == 60
+    assert bank.count().memories == 20
 
 
 def held() -> int:
@@ -90,9 +90,9 @@ def test_memories_are_read_back_one_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(preparing, "IN_MEMORY", 1)
     gc.collect()
     others = held()
-    entries = [(Document(text=TEXT), iter(pieces(40)))]
+    entries = [(Document(text=TEXT), iter(pieces(12)))]
     with prepared(entries, "bf16", tmp_path) as (entry,):
-        assert len(entry.memories) == 40
+        assert len(entry.memories) == 12
         for place, memory in enumerate(entry.memories):
             assert memory.start == place
             assert held() <= others + 2
