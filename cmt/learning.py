@@ -1,12 +1,14 @@
 """Documents on their way into the bank: checked, split, gathered into windows, counted.
 
-A window is what fills one batch of the compressor, and one transaction of the bank. Only one
-is held at a time, so any number of documents can be learned in bounded memory.
+A window is what fills one batch of the compressor, or one document that takes several, and one
+transaction of the bank. Only one is held at a time, of a long document's memories those of a batch
+(the others wait in a file, bank/preparing.py): any number of documents of any length can be
+learned in the memory that a batch and the longest text with its tokens take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypedDict
@@ -76,21 +78,20 @@ class Tally:
     memory_bytes: int = 0
     tokens: int = 0
 
-    def stored(self, outcome: Outcome, pieces: Sequence[EncodedPiece]) -> None:
-        """Count a document that the bank has taken."""
+    def stored(self, outcome: Outcome, pieces: Sequence[Piece]) -> None:
+        """Count a document that the bank has taken, and the pieces of it that were compressed."""
         lists = {"added": self.added, "updated": self.updated, "unchanged": self.unchanged}
         lists[outcome.status].append(outcome.id)
-        self.tokens += sum(piece.tokens for piece in pieces)
-        if outcome.status != "unchanged":
-            self.memories += len(pieces)
-            self.memory_bytes += sum(piece.memory.nbytes for piece in pieces)
+        self.tokens += sum(len(piece.token_ids) for piece in pieces)
+        self.memories += outcome.memories
+        self.memory_bytes += outcome.memory_bytes
 
-    def progress(self) -> Progress:
-        """The figures for whoever watches."""
+    def progress(self, in_hand: int = 0) -> Progress:
+        """The figures for whoever watches, with the tokens of a document that is in hand."""
         learned = len(self.added) + len(self.updated) + len(self.unchanged)
         return Progress(
             documents=learned + len(self.failed),
-            tokens=self.tokens,
+            tokens=self.tokens + in_hand,
             memory_bytes=self.memory_bytes,
         )
 
@@ -249,6 +250,23 @@ def as_encoded(
                 memory=memories[place],
                 vectors=None if vectors is None else vectors[place].to("cpu", torch.bfloat16),
             )
+
+
+def told(
+    passes: Iterable[tuple[list[int], Encoded]],
+    pieces: Sequence[Piece],
+    tell: Callable[[int], object],
+) -> Iterator[tuple[list[int], Encoded]]:
+    """The same passes; after each but the last, which its document ends, tells the tokens so far.
+
+    A pass is over when the next is asked for.
+    """
+    tokens = 0
+    for batch, encoded in passes:
+        yield batch, encoded
+        tokens += sum(len(pieces[i].token_ids) for i in batch)
+        if batch[-1] + 1 < len(pieces):
+            tell(tokens)
 
 
 def windows(

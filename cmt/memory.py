@@ -51,6 +51,7 @@ from cmt.learning import (
     changed_document,
     drafts,
     split_for,
+    told,
     windows,
     with_options,
 )
@@ -72,6 +73,7 @@ from cmt.streaming import AnswerStream
 
 T = TypeVar("T")
 Turn = Callable[[], AbstractContextManager[object]]
+Compress = Callable[[Sequence[Piece], Callable[[int], object]], Iterator[EncodedPiece]]
 
 DEFAULT_TOP_K = 1
 DEFAULT_RERANK = 4  # 3 do what 10 do, and cost a third (docs/LOG.md); one more for top_k = 3
@@ -171,8 +173,10 @@ class Memory(Holdings):
         """Learn documents; what the bank holds already is not compressed again.
 
         Documents are taken from the iterable a batch at a time, and a batch is on disk before
-        `on_progress` hears of it. One that can't be learned is reported and the rest goes on;
-        a `Failure` among them, from `read_path` say, is passed on to the report.
+        `on_progress` hears of it. A document that is longer than a batch is stored as a whole,
+        when its last piece is compressed; its memories wait in a file beside the bank, which has
+        no name and goes with the process. One that can't be learned is reported and the rest goes
+        on; a `Failure` among them, from `read_path` say, is passed on to the report.
 
         A document whose id is held with another text replaces that in the same transaction, or,
         with `supersede`, is matched from its date on (from now on, without one), and the old
@@ -182,7 +186,7 @@ class Memory(Holdings):
 
         Args:
             documents: One, or any number; a text alone is a document without id.
-            on_progress: Called after each batch.
+            on_progress: Called after each batch, and after each pass within a longer document.
             batch_tokens: Most tokens compressed in one pass, a longer piece aside.
             memory_tokens: K of the memories made now, one of the compressor's `config.sizes`;
                 None: the largest. One bank may hold memories of several sizes.
@@ -205,14 +209,15 @@ class Memory(Holdings):
         tally = Tally()
         given = with_options(as_items(documents), changes)
         items = drafts(given, self.bank, self.compressor)
+        tell = on_progress or (lambda _: None)
+        compress = partial(self._compress, batch_tokens, K, turn)
         for window, failed in windows(items, K + 1, batch_tokens):
             tally.failed += failed
             try:
-                self._store(window, tally, batch_tokens, K, turn, known_only)
+                self._store(window, tally, compress, tell, known_only)
             except InputError:  # the bank refused one of them: which?
-                self._store_singly(window, tally, batch_tokens, K, turn, known_only)
-            if on_progress is not None:
-                on_progress(tally.progress())
+                self._store_singly(window, tally, compress, tell, known_only)
+            tell(tally.progress())
         return tally.report(time.perf_counter() - began)
 
     def update(
@@ -255,37 +260,44 @@ class Memory(Holdings):
         return report
 
     def _compress(
-        self, pieces: Sequence[Piece], batch_tokens: int, memory_tokens: int, turn: Turn
+        self,
+        batch_tokens: int,
+        memory_tokens: int,
+        turn: Turn,
+        pieces: Sequence[Piece],
+        tell: Callable[[int], object],
     ) -> Iterator[EncodedPiece]:
         """Compress, M = Θ(d): a memory and a key for each piece, in bfloat16 on the CPU."""
         tokens = [piece.token_ids for piece in pieces]
         passes = encode_documents(self.compressor, tokens, batch_tokens, memory_tokens)
-        return as_encoded(self._alone(passes, turn), pieces)
+        return as_encoded(told(self._alone(passes, turn), pieces, tell), pieces)
 
     def _store(
         self,
         window: Sequence[Draft],
         tally: Tally,
-        batch_tokens: int,
-        memory_tokens: int,
-        turn: Turn,
+        compress: Compress,
+        tell: Callable[[Progress], object],
         known_only: bool,
     ) -> None:
         """Store in {Mⁱ}: the window's documents, in one transaction."""
         pieces = [piece for draft in window for piece in draft.pieces]
-        encoded = self._compress(pieces, batch_tokens, memory_tokens, turn)
-        entries = [(draft.document, list(islice(encoded, len(draft.pieces)))) for draft in window]
+        encoded = compress(pieces, lambda in_hand: tell(tally.progress(in_hand)))
+        entries: list[tuple[Document, Iterable[EncodedPiece]]]
+        if len(window) == 1:  # maybe several passes: a piece at a time
+            entries = [(window[0].document, encoded)]
+        else:
+            entries = [(own.document, list(islice(encoded, len(own.pieces)))) for own in window]
         outcomes = self.bank.add(entries, known_only=known_only)
-        for outcome, (_, own) in zip(outcomes, entries, strict=True):
-            tally.stored(outcome, own)
+        for outcome, draft in zip(outcomes, window, strict=True):
+            tally.stored(outcome, draft.pieces)
 
     def _store_singly(
         self,
         window: Sequence[Draft],
         tally: Tally,
-        batch_tokens: int,
-        memory_tokens: int,
-        turn: Turn,
+        compress: Compress,
+        tell: Callable[[Progress], object],
         known_only: bool,
     ) -> None:
         """Each document by itself, compressed even if it was known: it may be gone meanwhile."""
@@ -293,7 +305,7 @@ class Memory(Holdings):
             try:
                 pieces = split_for(self.compressor, draft.document.text)
                 own = [replace(draft, pieces=pieces)]
-                self._store(own, tally, batch_tokens, memory_tokens, turn, known_only)
+                self._store(own, tally, compress, tell, known_only)
             except InputError as error:
                 tally.failed.append(Failure(document=draft.name, reason=str(error)))
 

@@ -11,12 +11,12 @@ from cmt.records import Fingerprint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far `Memory.add` is; what it counts as done is on disk.
+    """How far `Memory.add` is; documents that it counts as done are on disk.
 
     Attributes:
         documents: Documents that are done, unchanged and failed ones included.
-        tokens: Text tokens compressed.
-        memory_bytes: Bytes of memory tensor written.
+        tokens: Text tokens compressed, of a long document that isn't done yet too.
+        memory_bytes: Bytes of memory tensor written, of documents that are done.
     """
 
     documents: int

@@ -68,6 +68,8 @@ class EncodedPiece:
         memory: Keys and values at the memory positions, shape (L, 2, G, K, E).
         vectors: A unit vector of each memory token for late interaction, bfloat16, shape
             (K, V); None without.
+        stored: Where `memory` was read from fewer bits: the tier and the bytes it is stored as,
+            which a bank of that tier takes over as they are.
     """
 
     start: int
@@ -76,6 +78,7 @@ class EncodedPiece:
     key: torch.Tensor
     memory: torch.Tensor
     vectors: torch.Tensor | None = None
+    stored: tuple[str, bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

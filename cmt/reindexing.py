@@ -117,9 +117,12 @@ def _stage(
         pieces = [piece for task in tasks for piece in task.pieces]
         tokens = [piece.token_ids for piece in pieces]
         encoded = as_encoded(encode_documents(compressor, tokens, batch_tokens, K), pieces)
-        staging.put(
-            [
-                (task.number, task.document, list(islice(encoded, len(task.pieces))))
-                for task in tasks
-            ]
-        )
+        if len(tasks) == 1:  # maybe several passes: a piece at a time
+            staging.put([(tasks[0].number, tasks[0].document, encoded)])
+        else:
+            staging.put(
+                [
+                    (task.number, task.document, list(islice(encoded, len(task.pieces))))
+                    for task in tasks
+                ]
+            )

@@ -1,12 +1,20 @@
 """A bank as plain files that others can read, and back: JSON Lines and safetensors.
 
-    manifest.json         what made the memories, and every file's size and SHA-256
+    manifest.json         what made the memories, the bank's tier, every file's size and SHA-256
     documents.jsonl       a version of a document a line, history too, with its pieces in order
     memories-00001.safetensors, …
-                          of piece n: "key.n" (C,) float32 and "memory.n" (L, 2, G, K, E)
+                          of piece n: "key.n" (C,) float32, "memory.n" (L, 2, G, K, E) bfloat16
 
-Any number of documents is exported and imported in bounded memory: a file of tensors ends after
-`SHARD_BYTES`. An import takes up an interrupted one: what the bank has already is passed over.
+A memory in fewer bits is exported as the bytes that the bank holds, "memory.n" uint8, and its
+place in documents.jsonl has their dtype and the memory's shape. They are
+
+    int8    steps float32 (L, 2, G), then the memory's numbers of steps, int8
+    int4    steps bfloat16 of the keys' channels (L, G, E) and the values' tokens (L, G, K), then
+            the memory's numbers of steps plus 8, two in a byte, the first in the lower half
+
+Any number of documents is exported and imported in bounded memory, each held as a whole: a file of
+tensors ends after `SHARD_BYTES`. An import takes up an interrupted one: what the bank has already
+is passed over. (Past 300 lines: both directions of one format, with its description.)
 """
 
 from __future__ import annotations
@@ -26,11 +34,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cmt.bank import Bank, Problem
+from cmt.bank.tensor_bytes import TIERS, Tier, memory_from_bytes, tensor_to_bytes
 from cmt.errors import CorruptRecordError, FingerprintMismatchError, InputError
 from cmt.records import EncodedPiece, Fingerprint, StoredDocument
 
 FORMAT = "cmt-export"
-VERSION = 1
+VERSION = 2  # 1 had no tier: memories in fewer bits were written out in float32
 SHARD_BYTES = 256 << 20
 MANIFEST = "manifest.json"
 DOCUMENTS = "documents.jsonl"
@@ -102,15 +111,14 @@ def _export(bank: Bank, folder: Path, on_document: Callable[[], object]) -> Tran
                 damaged.append(entry)
                 continue
             document, pieces = entry
-            size = sum(piece.memory.nbytes + piece.key.nbytes for piece in pieces)
+            exported = [_exported(piece) for piece in pieces]
+            size = sum(tensor.nbytes for own in exported for tensor in own.values())
             if tensors and waiting + size > SHARD_BYTES:
                 shards, tensors, waiting = _save(folder, shards, tensors), {}, 0
             waiting += size
             places = []
-            for piece in pieces:
-                tensors[f"key.{memories}"], tensors[f"memory.{memories}"] = piece.key, piece.memory
-                if piece.vectors is not None:
-                    tensors[f"vectors.{memories}"] = piece.vectors
+            for piece, own in zip(pieces, exported, strict=True):
+                tensors |= {f"{name}.{memories}": tensor for name, tensor in own.items()}
                 places.append(_place(piece, memories, shards + 1))
                 memories += 1
             fields = {**asdict(document), "metadata": dict(document.metadata)}
@@ -123,6 +131,7 @@ def _export(bank: Bank, folder: Path, on_document: Callable[[], object]) -> Tran
         "format": FORMAT,
         "version": VERSION,
         **asdict(bank.fingerprint),
+        "tier": bank.tier,
         "documents": documents,
         "memories": memories,
         "files": {file.name: _described(file) for file in sorted(folder.iterdir())},
@@ -131,14 +140,25 @@ def _export(bank: Bank, folder: Path, on_document: Callable[[], object]) -> Tran
     return TransferReport(documents=documents, memories=memories, damaged=tuple(damaged))
 
 
+def _exported(piece: EncodedPiece) -> dict[str, torch.Tensor]:
+    """A piece's tensors by name; a memory in fewer bits as the bank's bytes."""
+    tensors = {"key": piece.key, "memory": piece.memory}
+    if piece.stored is not None:
+        tensors["memory"] = torch.frombuffer(bytearray(piece.stored[1]), dtype=torch.uint8)
+    return tensors if piece.vectors is None else {**tensors, "vectors": piece.vectors}
+
+
 def _place(piece: EncodedPiece, number: int, shard: int) -> dict[str, Any]:
-    return {
+    place = {
         "start": piece.start,
         "end": piece.end,
         "tokens": piece.tokens,
         "number": number,
         "file": _shard_name(shard),
     }
+    if piece.stored is not None:
+        place |= {"dtype": piece.stored[0], "shape": list(piece.memory.shape)}
+    return place
 
 
 def _shard_name(number: int) -> str:
@@ -169,9 +189,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise InputError(f"expected an export of format {FORMAT!r} in {folder}, got {found!r}")
-    if manifest.get("version") != VERSION:
+    if manifest.get("version") not in range(1, VERSION + 1):
         raise InputError(
-            f"expected an export of version {VERSION}, got {manifest.get('version')!r}: upgrade cmt"
+            f"expected an export of version 1 to {VERSION}, got {manifest.get('version')!r}: "
+            "upgrade cmt"
         )
     return dict(manifest)
 
@@ -187,10 +208,27 @@ def export_fingerprint(folder: Path) -> Fingerprint:
         raise InputError(f"expected {error} in {folder / MANIFEST}, got none") from error
 
 
+def export_tier(folder: Path) -> Tier | None:
+    """The tier of the bank that was exported; None where an old export doesn't say.
+
+    Raises:
+        InputError: As `read_manifest`, or there is no such tier.
+    """
+    found = read_manifest(folder).get("tier")
+    if found is not None and found not in TIERS:
+        raise InputError(
+            f"expected a tier out of {', '.join(TIERS)} in {folder / MANIFEST}, got {found!r}"
+        )
+    return found
+
+
 def import_bank(
     bank: Bank, folder: Path, *, on_document: Callable[[], object] = lambda: None
 ) -> TransferReport:
     """Take the documents and memories of an export into a bank, every checksum verified first.
+
+    Where the bank is of the export's tier the memories come back byte for byte; else they are
+    stored in the bank's own.
 
     Raises:
         InputError: It is no export, or the bank holds another text under an id of it; what was
@@ -261,6 +299,10 @@ def _piece(folder: Path, place: dict[str, Any]) -> EncodedPiece:
         memory = tensors.get_tensor(f"memory.{place['number']}")
         name = f"vectors.{place['number']}"
         vectors = tensors.get_tensor(name) if name in tensors.keys() else None
+    stored = None
+    if "dtype" in place:
+        stored = (place["dtype"], tensor_to_bytes(memory))
+        memory = memory_from_bytes(stored[1], place["shape"], place["dtype"]).bfloat16()
     return EncodedPiece(
         start=place["start"],
         end=place["end"],
@@ -268,4 +310,5 @@ def _piece(folder: Path, place: dict[str, Any]) -> EncodedPiece:
         key=key,
         memory=memory,
         vectors=vectors,
+        stored=stored,
     )

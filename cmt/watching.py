@@ -3,6 +3,9 @@
 The bank is all the state there is: a watch that was interrupted begins with every file, and what
 is known already costs only its reading. A document belongs to a file by its source, the file's
 full path; lines and rows that name a source of their own are learned but never forgotten here.
+
+What can't be read may be readable later without a new time stamp, after an I/O error, say: a file
+that failed is tried again in the next round, then after two more, four more and so on.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from cmt.readers import list_files, read_path
 from cmt.readers.files import MANY
 from cmt.records import DEFAULT_NAMESPACE, Document, Failure
 
+LONGEST_WAIT = 512  # rounds until a file that failed is tried again
 _UNSETTLED = 2.0  # seconds; a file changed so lately may change again within its time stamp
 
 _logger = logging.getLogger(__name__)
@@ -39,6 +43,14 @@ class Round:
 
     def __bool__(self) -> bool:
         return bool(self.added or self.updated or self.forgotten or self.failed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A file that couldn't be read in full: the round to try it again in, and how many that is."""
+
+    due: int
+    wait: int
 
 
 class Watch:
@@ -71,6 +83,8 @@ class Watch:
         self._options: AddOptions = options  # type: ignore[assignment]
         self._namespace = options.get("namespace", DEFAULT_NAMESPACE)
         self._seen: dict[str, tuple[int, int] | None] = {}
+        self._failed: dict[str, _Failed] = {}
+        self._rounds = 0
 
     def round(self) -> Round:
         """Look once; what it reports is on disk.
@@ -80,7 +94,9 @@ class Watch:
         """
         files, unlisted = self._files()
         changed = [
-            file for file, stamp in files.items() if stamp is None or self._seen.get(file) != stamp
+            file
+            for file, stamp in files.items()
+            if stamp is None or self._seen.get(file) != stamp or self._is_due(file)
         ]
         hashes: dict[str, set[str]] = {}
         ids: dict[str, set[str]] = {}
@@ -92,13 +108,31 @@ class Watch:
         if stale:
             self._memory.bank.wipe_log()
         added = (*report.added, *self._learn_again(files, stale))
+        self._note_failed(files, changed, broken)
         self._seen = dict(files)
+        self._rounds += 1
         return Round(
             added=added,
             updated=report.updated,
             forgotten=tuple(stale),
             failed=(*unlisted, *report.failed),
         )
+
+    def _is_due(self, file: str) -> bool:
+        """Whether a file that failed is to be tried again in this round."""
+        return file in self._failed and self._failed[file].due <= self._rounds
+
+    def _note_failed(
+        self, files: dict[str, tuple[int, int] | None], tried: Sequence[str], broken: set[str]
+    ) -> None:
+        """Forget failures of files that are gone or were read; those that failed wait longer."""
+        for file in (self._failed.keys() - files.keys()) | (set(tried) - broken):
+            self._failed.pop(file, None)
+        for file in broken:
+            wait = 1
+            if file in self._failed and self._seen.get(file) == files[file]:
+                wait = min(2 * self._failed[file].wait, LONGEST_WAIT)
+            self._failed[file] = _Failed(self._rounds + wait, wait)
 
     def _learn_again(
         self, files: dict[str, tuple[int, int] | None], stale: Sequence[str]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -75,12 +75,23 @@ class MemoryEntry:
     key: bytes
     data: bytes
     vectors: bytes | None
-    layout: Layout
+
+
+class MemoryEntries(Protocol):
+    """A document's memories, in memory or in a file (preparing.py)."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[MemoryEntry]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentEntry:
-    """A document as the bank writes it; `metadata` and `tags` are JSON."""
+    """A document as the bank writes it; `metadata` and `tags` are JSON.
+
+    Attributes:
+        layouts: Those that its memories have, each once.
+        memory_bytes: Bytes of its memories' tensors, as stored.
+    """
 
     id: str | None
     title: str
@@ -93,7 +104,9 @@ class DocumentEntry:
     supersede: bool
     content_hash: str
     text: str
-    memories: tuple[MemoryEntry, ...] = ()
+    memories: MemoryEntries = ()
+    layouts: tuple[Layout, ...] = ()
+    memory_bytes: int = 0
 
     @property
     def name(self) -> str:
@@ -103,12 +116,13 @@ class DocumentEntry:
 
 def document_entry(
     document: Document,
-    pieces: Sequence[EncodedPiece] = (),
+    pieces: Iterable[EncodedPiece] = (),
     tier: Tier = "bf16",
     *,
+    keep: Callable[[Iterable[MemoryEntry]], MemoryEntries] = tuple,
     stored: bool = False,
 ) -> DocumentEntry:
-    """Check a document and its pieces and turn them to bytes.
+    """Check a document and its pieces and turn them to bytes; `keep` takes these as they come.
 
     One that a bank has `stored` may have a date that is none: banks took them once.
 
@@ -120,6 +134,18 @@ def document_entry(
     if not stored:
         _check_date(document, "date")
     content_hash = text_hash(document.text)
+    layouts: dict[Layout, None] = {}
+    memory_bytes = 0
+
+    def memories() -> Iterator[MemoryEntry]:
+        nonlocal memory_bytes
+        for piece in pieces:
+            memory = _memory_entry(document, piece, content_hash, tier)
+            layouts[Layout.of(piece)] = None
+            memory_bytes += len(memory.data)
+            yield memory
+
+    kept = keep(memories())
     return DocumentEntry(
         id=document.id,
         title=document.title,
@@ -132,7 +158,9 @@ def document_entry(
         supersede=document.supersede,
         content_hash=content_hash,
         text=document.text,
-        memories=tuple(_memory_entry(document, piece, content_hash, tier) for piece in pieces),
+        memories=kept,
+        layouts=tuple(layouts),
+        memory_bytes=memory_bytes,
     )
 
 
@@ -220,7 +248,10 @@ def _memory_entry(
     _check_piece(name, document, piece)
     shape = json.dumps(list(piece.memory.shape))
     key = tensor_to_bytes(piece.key)
-    dtype, data = memory_to_bytes(piece.memory, tier)
+    if piece.stored is not None and piece.stored[0] == tier:
+        dtype, data = piece.stored
+    else:
+        dtype, data = memory_to_bytes(piece.memory, tier)
     vectors = None if piece.vectors is None else tensor_to_bytes(piece.vectors)
     return MemoryEntry(
         start=piece.start,
@@ -234,7 +265,6 @@ def _memory_entry(
         key=key,
         data=data,
         vectors=vectors,
-        layout=Layout.of(piece),
     )
 
 

@@ -17,10 +17,17 @@ Standing = Literal["new", "unchanged", "changed"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What `Bank.add` did with one document; `id` is its id in the bank."""
+    """What `Bank.add` did with one document; `id` is its id in the bank.
+
+    Attributes:
+        memories, memory_bytes: What was written, in records and bytes of memory tensor as stored;
+            they don't count in comparisons.
+    """
 
     id: str
     status: Status
+    memories: int = field(default=0, compare=False)
+    memory_bytes: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cmt.bank.tensor_bytes import checksum, memory_from_bytes, tensor_from_bytes, text_hash
+from cmt.bank.tensor_bytes import TIERS, checksum, memory_from_bytes, tensor_from_bytes, text_hash
 from cmt.errors import CorruptRecordError
 from cmt.records import DEFAULT_NAMESPACE, EncodedPiece, StoredDocument, StoredMemory
 
@@ -141,6 +141,7 @@ def encoded_piece(row: Row) -> EncodedPiece:
         tokens=memory.tokens,
         key=tensor_from_bytes(row[9], [len(row[9]) // 4], "float32"),
         memory=memory.memory,
+        stored=(row[5], row[10]) if row[5] in TIERS else None,
         vectors=None if row[11] is None else vectors_from_bytes(row[11], json.loads(row[6])),
     )
 

@@ -7,11 +7,11 @@ first. Only texts and memories count in it: the other fields stay the first bank
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cmt.bank import write
-from cmt.bank.entries import document_entry
+from cmt.bank.preparing import prepared
 from cmt.bank.store import Bank
 from cmt.errors import BankError, FingerprintMismatchError
 from cmt.records import EncodedPiece, Fingerprint, StoredDocument
@@ -64,15 +64,18 @@ class Staging:
                     write.remove_version(sqlite, number)
         return [number for number, text in wanted.items() if there.get(number) != text]
 
-    def put(self, entries: Sequence[tuple[int, StoredDocument, Sequence[EncodedPiece]]]) -> None:
-        """Stage new memories of versions, by their numbers in the bank; durable on return."""
-        prepared = [
-            document_entry(document.document(), own, self._bank.tier, stored=True)
-            for _, document, own in entries
-        ]
-        with self._staged.writing() as sqlite:
-            write.check_layout(sqlite, prepared)
-            for entry, (number, *_) in zip(prepared, entries, strict=True):
+    def put(self, entries: Sequence[tuple[int, StoredDocument, Iterable[EncodedPiece]]]) -> None:
+        """Stage new memories of versions, by their numbers in the bank; durable on return.
+
+        Pieces that are no sequence are drawn as by `Bank.add`.
+        """
+        documents = ((document.document(), own) for _, document, own in entries)
+        with (
+            prepared(documents, self._bank.tier, self.path.parent, stored=True) as ready,
+            self._staged.writing() as sqlite,
+        ):
+            write.check_layout(sqlite, ready)
+            for entry, (number, *_) in zip(ready, entries, strict=True):
                 write.stage(sqlite, entry, number)
 
     def take_over(self) -> bool:

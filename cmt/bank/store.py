@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import torch
 from cmt.bank import check, keys, read, write
 from cmt.bank.connection import Connection, Mode, check_path, check_still
 from cmt.bank.entries import document_entry
+from cmt.bank.preparing import prepared
 from cmt.bank.records import (
     Counts,
     KeyChanges,
@@ -146,7 +147,7 @@ class Bank:
 
     def add(
         self,
-        entries: Sequence[tuple[Document, Sequence[EncodedPiece]]],
+        entries: Sequence[tuple[Document, Iterable[EncodedPiece]]],
         *,
         known_only: bool = False,
     ) -> list[Outcome]:
@@ -169,6 +170,9 @@ class Bank:
         come. With `known_only` nothing is "added": a document that was forgotten meanwhile does not
         come back.
 
+        Pieces that are no sequence are drawn one at a time, before anything is locked or written,
+        and any number of them fits (preparing.py).
+
         Returns:
             One outcome for each entry, in order.
 
@@ -178,13 +182,15 @@ class Bank:
             BankError: Full disk, locked, read-only; nothing was written, the bank stays usable.
         """
         self._require_fingerprint()
-        prepared = [document_entry(document, pieces, self.tier) for document, pieces in entries]
-        with self.writing() as sqlite:
-            write.check_layout(sqlite, prepared)
-            return [write.put(sqlite, entry, known_only=known_only) for entry in prepared]
+        with (
+            prepared(entries, self.tier, self.path.parent) as ready,
+            self.writing() as sqlite,
+        ):
+            write.check_layout(sqlite, ready)
+            return [write.put(sqlite, entry, known_only=known_only) for entry in ready]
 
     def restore(
-        self, entries: Sequence[tuple[StoredDocument, Sequence[EncodedPiece]]]
+        self, entries: Sequence[tuple[StoredDocument, Iterable[EncodedPiece]]]
     ) -> list[Outcome]:
         """Store versions as another bank held them, history and dates kept; all or none.
 
@@ -195,15 +201,15 @@ class Bank:
             BankError: As `add`.
         """
         self._require_fingerprint()
-        prepared = [
-            document_entry(own.document(), pieces, self.tier, stored=True)
-            for own, pieces in entries
-        ]
-        with self.writing() as sqlite:
-            write.check_layout(sqlite, prepared)
+        documents = ((own.document(), pieces) for own, pieces in entries)
+        with (
+            prepared(documents, self.tier, self.path.parent, stored=True) as ready,
+            self.writing() as sqlite,
+        ):
+            write.check_layout(sqlite, ready)
             return [
-                Outcome(stored.id, write.restore(sqlite, entry, stored))
-                for entry, (stored, _) in zip(prepared, entries, strict=True)
+                write.restore(sqlite, entry, stored)
+                for entry, (stored, _) in zip(ready, entries, strict=True)
             ]
 
     def entries(self) -> Iterator[tuple[StoredDocument, list[EncodedPiece]] | Problem]:

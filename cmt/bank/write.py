@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cmt.bank.entries import DocumentEntry, Layout
 from cmt.bank.read import find_numbers
-from cmt.bank.records import Outcome, Status
+from cmt.bank.records import Outcome
 from cmt.bank.rows import SELECT_DOCUMENT, corrupt, document_checksum, document_damage
 from cmt.dates import ends, known_from, now, span
 from cmt.errors import InputError, UnknownIdError
@@ -73,7 +73,7 @@ def put(sqlite: sqlite3.Connection, entry: DocumentEntry, *, known_only: bool = 
         document_id = entry.id if entry.id is not None else _derived_id(sqlite, entry)
         _require_memories(entry)
         _insert(sqlite, document_id, entry)
-        return Outcome(document_id, "added")
+        return Outcome(document_id, "added", len(entry.memories), entry.memory_bytes)
     if known.content_hash == entry.content_hash:
         _refresh_fields(sqlite, known, entry)
         return Outcome(known.id, "unchanged")
@@ -85,7 +85,7 @@ def put(sqlite: sqlite3.Connection, entry: DocumentEntry, *, known_only: bool = 
             _remove_memories(sqlite, known.number)
             sqlite.execute(_UPDATE, (*_row(known.id, entry, now(), None, 0), known.number))
             _insert_memories(sqlite, known.number, entry)
-    return Outcome(known.id, "updated")
+    return Outcome(known.id, "updated", len(entry.memories), entry.memory_bytes)
 
 
 def find(sqlite: sqlite3.Connection, entry: DocumentEntry) -> Known | None:
@@ -127,19 +127,19 @@ def check_layout(sqlite: sqlite3.Connection, entries: Sequence[DocumentEntry]) -
     (stored,) = sqlite.execute("SELECT layout FROM bank").fetchone()
     expected = None if stored is None else Layout.parse(stored)
     for entry in entries:
-        for memory in entry.memories:
+        for layout in entry.layouts:
             if expected is None:
-                expected = memory.layout
+                expected = layout
                 sqlite.execute("UPDATE bank SET layout = ?", (json.dumps(expected),))
-            if memory.layout != expected:
+            if layout != expected:
                 raise InputError(
                     f"{entry.name}: expected memories of {expected}, as the others of this bank, "
-                    f"got {memory.layout}"
+                    f"got {layout}"
                 )
 
 
 def _require_memories(entry: DocumentEntry) -> None:
-    if not entry.memories:
+    if not len(entry.memories):
         raise InputError(f"{entry.name}: expected at least one compressed piece, got none")
 
 
@@ -150,7 +150,7 @@ def _derived_id(sqlite: sqlite3.Connection, entry: DocumentEntry) -> str:
     return next(c for c in candidates if not find_numbers(sqlite, c, entry.namespace))
 
 
-def restore(sqlite: sqlite3.Connection, entry: DocumentEntry, stored: StoredDocument) -> Status:
+def restore(sqlite: sqlite3.Connection, entry: DocumentEntry, stored: StoredDocument) -> Outcome:
     """Store a version as it was in another bank; "unchanged" where this bank has it.
 
     Raises:
@@ -164,7 +164,7 @@ def restore(sqlite: sqlite3.Connection, entry: DocumentEntry, stored: StoredDocu
     if (entry.content_hash, stored.added_at) in versions or (
         known is not None and known.content_hash == entry.content_hash
     ):
-        return "unchanged"
+        return Outcome(stored.id, "unchanged")
     if known is not None:
         raise InputError(
             f"{entry.name}: expected an id that the bank doesn't hold, or the same text under it, "
@@ -172,7 +172,7 @@ def restore(sqlite: sqlite3.Connection, entry: DocumentEntry, stored: StoredDocu
         )
     _require_memories(entry)
     _insert(sqlite, stored.id, entry, stored.added_at, stored.superseded_at)
-    return "added"
+    return Outcome(stored.id, "added", len(entry.memories), entry.memory_bytes)
 
 
 def stage(sqlite: sqlite3.Connection, entry: DocumentEntry, number: int) -> None:

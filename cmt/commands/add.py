@@ -146,6 +146,7 @@ class _Bar:
             disable=not shown,
             leave=False,
             mininterval=0.1 if on_terminal() else 10,
+            miniters=0,  # within a long document tokens grow alone
         )
 
     def __enter__(self) -> _Bar:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cmt.commands.options import bank_option, json_option, on_terminal, print_json, tier_option
+from cmt.commands.options import bank_option, json_option, on_terminal, print_json
 
 if TYPE_CHECKING:
     from cmt.bank.tensor_bytes import Tier
@@ -45,19 +46,26 @@ def export_command(folder: Path, as_json: bool, bank: Path) -> None:
 
 @click.command("import")
 @click.argument("folder", type=click.Path(path_type=Path))
-@tier_option
+@click.option(
+    "--tier",
+    type=click.Choice(["bf16", "int8", "int4"]),
+    help="How a bank that is made stores memories.  [default: as the exported bank did]",
+)
 @json_option
 @bank_option
 def import_command(folder: Path, tier: Tier | None, as_json: bool, bank: Path) -> None:
     """Take an export in FOLDER into the bank, which is made where there is none.
 
-    Every checksum is verified first. What the bank has already is passed over.
+    Every checksum is verified first. What the bank has already is passed over. A bank that is there
+    keeps its tier, and memories of an export of another are stored in it.
     """
     from tqdm import tqdm
 
     from cmt.bank import Bank
-    from cmt.transfer import export_fingerprint, import_bank
+    from cmt.transfer import export_fingerprint, export_tier, import_bank
 
+    if tier is None and not (os.path.isfile(bank) and os.path.getsize(bank)):
+        tier = export_tier(folder)
     with (
         Bank.open(bank, export_fingerprint(folder), tier=tier) as opened,
         tqdm(unit=" documents", disable=not on_terminal(), leave=False) as bar,

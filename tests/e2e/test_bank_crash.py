@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmt.bank import Bank
+from cmt.bank import Bank, preparing
 from cmt.errors import BankError, CorruptRecordError, UnknownIdError
 from cmt.matching import KeyIndex
 from cmt.records import Document, EncodedPiece
@@ -31,6 +31,7 @@ resource = pytest.importorskip("resource", reason="limits and kill -9 are of Uni
 
 REPOSITORY = Path(__file__).parents[2]
 BATCH = 3
+LONG = 40  # pieces of a long document
 LARGE = (4, 2, 4, 16, 64)  # 64 KiB: long enough to write that a kill hits the middle
 SECONDS = 120  # until a hanging process fails a test
 
@@ -59,6 +60,24 @@ def add_batches(path: Path, report: Connection) -> None:
             for version in range(2):
                 bank.add([document(f"{number}-{n}", version, number) for n in range(BATCH)])
                 report.send((number, version))
+
+
+def add_long_documents(path: Path, report: Connection) -> None:
+    """Add documents whose pieces wait in a file, and tell where each is."""
+    preparing.IN_MEMORY = 1
+    with Bank.open(path, FINGERPRINT) as bank:
+        for number in range(bank.count().documents, 10_000):
+            text = f"{number}-long in version 0"
+
+            def pieces(text=text, number=number):
+                for place in range(LONG):
+                    if place == LONG // 2:
+                        report.send(("begun", number))
+                    yield make_piece(text, number, shape=LARGE)
+                report.send(("drawn", number))
+
+            bank.add([(Document(text=text, id=f"{number}-long"), pieces())])
+            report.send(("added", number))
 
 
 def search_until_done(path: Path, report: Connection) -> None:
@@ -92,6 +111,18 @@ def add_until_file_limit(path: Path, report: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, unlimited))
     lift = (resource.RLIMIT_FSIZE, (unlimited, unlimited))
     report.send(fill(path, lambda: resource.setrlimit(*lift)))
+
+
+def add_beyond_file_limit(path: Path, report: Connection) -> None:
+    """Add a document whose memories no file may take, then one that fits."""
+    preparing.IN_MEMORY = 1
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    with Bank.open(path, FINGERPRINT) as bank:
+        pieces = (make_piece("long", 0, shape=LARGE) for _ in range(LONG))
+        with pytest.raises(BankError) as refusal:
+            bank.add([(Document(text="long"), pieces)])
+        bank.add([document("0-after", 0, 0)])
+    report.send(str(refusal.value))
 
 
 def add_until_disk_full(path: Path) -> None:
@@ -191,6 +222,35 @@ def check_acknowledged(path: Path, acknowledged: dict[int, int], kills: int) -> 
             assert torch.equal(memory.memory, expected.memory)
 
 
+@pytest.mark.parametrize("moment", ["begun", "drawn"])
+def test_a_long_document_is_there_as_a_whole_or_not_at_all_after_kill_9(tmp_path, moment):
+    """Killed while its pieces wait in the file, and while they are written."""
+    path = tmp_path / "bank.sqlite"
+    acknowledged: set[int] = set()
+    for kill in range(4):
+        with started(add_long_documents, path) as (process, reports):
+            received = []
+            while received.count(moment) < 2:
+                assert reports.poll(SECONDS)
+                where, number = reports.recv()
+                received.append(where)
+                acknowledged |= {number} if where == "added" else set()
+            time.sleep(0.004 * kill)
+            process.kill()
+            acknowledged |= {number for where, number in everything(reports) if where == "added"}
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+        left = {file.name for file in tmp_path.iterdir()}
+        assert left <= {"bank.sqlite", "bank.sqlite-wal", "bank.sqlite-shm"}
+        with Bank.open(path, FINGERPRINT) as bank:
+            assert bank.verify() == []
+            found = list(bank.documents())
+            assert {document.memories for document in found} == {LONG}
+            assert bank.count().memories == LONG * len(found)
+            assert acknowledged <= {seed_of(document.id) for document in found}
+            assert len(found) <= len(acknowledged) + kill + 1
+
+
 def test_two_processes_read_while_one_writes(tmp_path):
     path = tmp_path / "bank.sqlite"
     with Bank.open(path, FINGERPRINT) as bank:
@@ -231,6 +291,17 @@ def test_a_file_that_may_not_grow_loses_nothing(tmp_path):
     with started(add_until_file_limit, path) as (_, reports):
         ((refusal, added),) = everything(reports)
     check_filled(path, refusal, added)
+
+
+def test_a_long_document_that_finds_no_room_is_refused_as_a_whole(tmp_path):
+    path = tmp_path / "bank.sqlite"
+    with started(add_beyond_file_limit, path) as (_, reports):
+        (refusal,) = everything(reports)
+    assert "expected room in" in refusal
+    assert "nothing of this change was written" in refusal
+    with Bank.open(path, FINGERPRINT) as bank:
+        assert [document.id for document in bank.documents()] == ["0-after"]
+        assert bank.verify() == []
 
 
 def test_a_full_disk_loses_nothing(tmp_path):

@@ -11,6 +11,8 @@ from click.testing import CliRunner
 
 from cmt.checkpoint import save_pretrained
 from cmt.cli import main
+from cmt.commands.add import _Bar
+from cmt.memory_records import Progress
 from tests import small, tiny
 
 
@@ -150,6 +152,17 @@ def test_what_is_forgotten_is_not_in_the_file(model, folder):
     name = json.loads(done("list", "--json"))["id"]
     done("forget", name)
     assert not [f for f in folder.glob("memory.sqlite*") if b"swordfish" in f.read_bytes()]
+
+
+def test_progress_goes_on_within_a_long_document(capsys):
+    with _Bar(True, (), None) as bar:
+        bar._bar.mininterval = 0
+        bar.show(Progress(documents=9, tokens=90, memory_bytes=900))
+        bar.show(Progress(documents=9, tokens=4_090, memory_bytes=900))
+        bar.show(Progress(documents=9, tokens=8_090, memory_bytes=900))
+    shown = capsys.readouterr().err
+    assert "4,090 tokens" in shown
+    assert "8,090 tokens" in shown
 
 
 def test_progress_has_a_total_and_an_estimate(model):

@@ -1,3 +1,4 @@
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from cmt import Document, Failure, finding, memory
-from cmt.bank import Bank
+from cmt.bank import Bank, Counts, preparing
 from cmt.checkpoint import save_pretrained
 from cmt.compressor import Compressor, CompressorConfig
 from cmt.errors import (
@@ -20,6 +21,7 @@ from cmt.generation import Sampling, generate
 from cmt.memory import Memory
 from cmt.opening import fingerprint
 from cmt.reading import question_tokens
+from cmt.records import EncodedPiece
 from tests import tiny
 
 SMALL = CompressorConfig(
@@ -260,6 +262,52 @@ def test_progress_is_told_after_each_batch_and_documents_are_taken_as_needed(emp
     assert [now.documents for now in seen] == sorted(now.documents for now in seen)
     assert (seen[-1].documents, seen[-1].tokens) == (40, report.tokens)
     assert seen[-1].memory_bytes == report.memory_bytes
+
+
+def test_a_long_document_is_told_of_pass_by_pass_and_stored_as_a_whole(empty, monkeypatch):
+    monkeypatch.setattr(preparing, "IN_MEMORY", 1)
+    seen, counts = [], []
+
+    def held():
+        return sum(type(one) is EncodedPiece for one in gc.get_objects())
+
+    def progress(now):
+        seen.append(now)
+        assert empty.count().documents == now.documents
+        counts.append(held())
+
+    gc.collect()
+    others = held()
+    long = "A text about the sea, its rivers and what they carry. " * 40
+    report = empty.add(["Short.", long, "The last."], on_progress=progress, batch_tokens=120)
+    assert report.memories == empty.count().memories > 20
+    assert len(seen) > 10
+    assert [now.tokens for now in seen] == sorted({now.tokens for now in seen})
+    assert [now.documents for now in seen][:3] == [1, 1, 1]
+    assert (seen[-1].documents, seen[-1].tokens) == (3, report.tokens)
+    assert max(counts) <= others + 4
+    assert empty.bank.verify() == []
+
+
+def test_an_interrupted_long_document_leaves_nothing(empty):
+    def interrupt(now):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        empty.add("A text about the sea. " * 60, on_progress=interrupt, batch_tokens=120)
+    assert empty.count() == Counts(0, 0)
+    assert empty.add("A text about the sea. " * 60, batch_tokens=120).memories > 5
+
+
+@pytest.mark.parametrize("tier", ["bf16", "int8", "int4"])
+def test_the_report_counts_the_bytes_that_are_stored(tmp_path, compressor, tier):
+    bank = Bank.open(tmp_path / "m.sqlite", fingerprint(compressor), tier=tier)
+    with Memory(bank, compressor) as made:
+        seen = []
+        report = made.add([*FACTS, FACTS[0].text * 4], on_progress=seen.append)
+        stats = bank.stats()
+        assert (report.memories, report.memory_bytes) == (stats.memories, stats.memory_bytes)
+        assert seen[-1].memory_bytes == stats.memory_bytes
 
 
 def test_many_known_documents_are_passed_in_windows(empty, monkeypatch):

@@ -129,7 +129,8 @@ def test_a_missing_file_is_refused(exported, filled):
     ("change", "message"),
     [
         ({"format": "zip"}, "expected an export of format 'cmt-export' .* got 'zip'"),
-        ({"version": 2}, "expected an export of version 1, got 2: upgrade"),
+        ({"version": 3}, "expected an export of version 1 to 2, got 3: upgrade"),
+        ({"version": None}, "expected an export of version 1 to 2, got None: upgrade"),
         ({"files": None}, "expected the files of the export"),
         ({"files": {"documents.jsonl": {}, "../x": {}}}, "as it was exported|the name of a file"),
     ],
@@ -147,6 +148,14 @@ def test_what_is_no_export_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text('{"format": "cmt-export", "version": 1}')
     with pytest.raises(InputError, match="expected 'base_model' in"):
         transfer.export_fingerprint(tmp_path)
+
+
+def test_a_tier_that_there_is_not_is_refused(exported):
+    assert transfer.export_tier(exported) == "bf16"
+    file = exported / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "tier": "int2"}))
+    with pytest.raises(InputError, match=r"a tier out of bf16, int8, int4 in .*, got 'int2'"):
+        transfer.export_tier(exported)
 
 
 def resign(folder, name: str) -> None:

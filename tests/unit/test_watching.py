@@ -151,6 +151,64 @@ def test_a_file_that_broke_keeps_what_was_learned_from_it(memory, folder, write)
     assert texts(memory) == ["sand", "silt"]
 
 
+@pytest.fixture
+def unreadable(monkeypatch):
+    """Paths whose reading fails, and all that were read."""
+    failing, read = set(), []
+    read_path = watching.read_path
+
+    def sometimes(file):
+        read.append(file)
+        if file in failing:
+            return iter([Failure(document=file, reason="Input/output error")])
+        return read_path(file)
+
+    monkeypatch.setattr(watching, "read_path", sometimes)
+    return failing, read
+
+
+def test_a_file_that_failed_for_a_passing_reason_is_tried_again(memory, folder, write, unreadable):
+    failing, _ = unreadable
+    path = write("a.txt", "sand")
+    write("b.txt", "silt")
+    failing.add(path)
+    watch = Watch(memory, folder)
+    assert [failure.document for failure in watch.round().failed] == [path]
+    failing.clear()
+    assert watch.round().added == (path,)
+    assert texts(memory) == ["sand", "silt"]
+    assert not watch.round()
+
+
+def test_a_file_that_stays_bad_is_tried_ever_more_rarely(memory, folder, write, unreadable):
+    failing, read = unreadable
+    path = write("a.txt", "sand")
+    failing.add(path)
+    watch = Watch(memory, folder)
+    told = [number for number in range(16) if watch.round().failed]
+    assert told == [0, 1, 3, 7, 15]
+    assert len(read) == len(told)
+    write("a.txt", "sand and silt")  # changed: at once, and from the beginning
+    told = [number for number in range(16, 24) if watch.round().failed]
+    assert told == [16, 17, 19, 23]
+
+
+def test_the_wait_has_an_end_and_a_file_that_went_is_not_waited_for(
+    memory, folder, write, unreadable, monkeypatch
+):
+    failing, _ = unreadable
+    monkeypatch.setattr(watching, "LONGEST_WAIT", 2)
+    path = write("a.txt", "sand")
+    failing.add(path)
+    watch = Watch(memory, folder)
+    assert [number for number in range(8) if watch.round().failed] == [0, 1, 3, 5, 7]
+    os.remove(path)
+    assert not any(watch.round() for _ in range(4))
+    failing.clear()
+    write("a.txt", "sand")
+    assert watch.round().added == (path,)
+
+
 def test_other_documents_are_left_alone(memory, folder, write):
     memory.add(["typed in", "another"])
     (folder.parent / "notes2").mkdir()
