@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cmt.commands.options import memory_options
-from cmt.errors import InputError
+from cmt.errors import InputError, how_to_install
 
 
 @click.command()
@@ -65,7 +65,7 @@ def serve(
     except ImportError as error:
         raise InputError(
             f"expected the packages of the service, got none of the name {error.name!r}: "
-            "pip install 'cmt-memory[serve]'"
+            f"{how_to_install('serve')}"
         ) from error
     settings = Settings(
         host=host,
