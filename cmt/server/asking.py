@@ -135,6 +135,8 @@ class Asking(Worker[Job]):
             chat=self._chat,
             top_k=wish.top_k,
             rerank=wish.rerank,
+            lexical=wish.lexical,
+            aggregation=wish.aggregation,
             sampling=wish.sampling(max(job.max_new_tokens for job in jobs)),
             min_score=wish.min_score,
             prefer_later=wish.prefer_later,

@@ -15,7 +15,6 @@ from fastapi.responses import StreamingResponse
 
 from cmt.errors import CorruptRecordError, UnknownIdError
 from cmt.learning import changed_document
-from cmt.memory import DEFAULT_RERANK
 from cmt.readers import READERS, read_stdin
 from cmt.records import DEFAULT_NAMESPACE, AddReport, Document, Failure
 from cmt.selection import select
@@ -122,21 +121,9 @@ def _warn(error: CorruptRecordError) -> None:
 @router.post("/search")
 async def search(asked: SearchRequest, request: Request, service: Current) -> SearchResponse:
     """The memories that a question finds, best first."""
-    rerank = DEFAULT_RERANK if asked.rerank is None else asked.rerank
     service.check_question(asked.query, "query")
-    service.check_counts(asked.top_k, rerank)
-    wish = Wish(
-        memory=True,
-        top_k=asked.top_k,
-        rerank=rerank,
-        search=True,
-        prefer_later=asked.prefer_later,
-        namespace=asked.namespace,
-        tags=tuple(asked.tags),
-        since=asked.since,
-        until=asked.until,
-        as_of=asked.as_of,
-    )
+    wish = replace(asked.wish(service.settings.wish), top_k=asked.top_k, search=True)
+    service.check_counts(wish.top_k, wish.rerank)
     return await unless_left(request, _found(service, asked.query, wish))
 
 

@@ -163,6 +163,15 @@ def test_files_are_read_by_their_kind(client, memory):
     assert len(report["failed"]) == 1 and report["added"] == []
 
 
+def test_a_search_may_weigh_words_but_reads_nothing_together(client, memory):
+    asked = {"query": "Who built the lighthouse?", "top_k": 3, "lexical": 5.0}
+    found = client.post("/v1/memories/search", json=asked).json()["data"]
+    expected = memory.search(asked["query"], top_k=3, lexical=5.0)
+    assert [one["weight"] for one in found] == pytest.approx([match.weight for match in expected])
+    answer = client.post("/v1/memories/search", json={**asked, "aggregate": "mix"})
+    assert answer.status_code == 400 and "aggregate" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("name", ["memory", "key", "tensor", "memories", "keys", "embedding"])
 def test_tensors_are_never_taken_from_a_client(client, memory, name):
     body = {"documents": [{**TOWER, name: [[0.1, 0.2]]}]}
