@@ -6,7 +6,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from click.testing import CliRunner
 
+from cmt.cli import main
 from cmt.generation import GREEDY
 from cmt.memory import DEFAULT_RERANK, DEFAULT_TOP_K
 from cmt.server import Settings
@@ -70,3 +72,12 @@ def test_the_bounds_told_are_the_settings():
     assert f"{told.question_seconds:g} s a\n  question" in GUIDE
     assert f"{told.learning_seconds:g} s for documents, {told.body_seconds:g} s for a body" in GUIDE
     assert f"{told.connections} connections" in GUIDE
+
+
+def test_the_shown_ways_to_set_the_service_are_taken(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^cmt (serve --bank news.sqlite --.*)$", GUIDE, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        result = CliRunner().invoke(main, [*command.split(), "--model", "./no-such-model"])
+        assert result.exit_code == 3, result.stderr  # only the model was missing
