@@ -88,7 +88,7 @@ def described(error: BaseException, secrets: Sequence[str] = ()) -> ServiceError
     if isinstance(error, InputError):
         return ServiceError(400, "invalid_value", public(str(error), secrets))
     if isinstance(error, EmptyBankError):
-        return ServiceError(409, "empty_bank", public(str(error), secrets))
+        return ServiceError(400, "empty_bank", public(str(error), secrets))
     if isinstance(error, TimeoutError):
         return ServiceError(504, "timeout", "the request took too long and was given up")
     if isinstance(error, BankError):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import get_args
 
+import httpx2
 import openai
 import pytest
 from openai.types.chat.completion_create_params import (
@@ -231,8 +232,12 @@ def test_the_ways_of_reading_are_the_librarys():
     assert get_args(literal) == WAYS
 
 
-def test_a_bank_without_documents_says_so(oai, memory):
+def test_a_bank_without_documents_says_so_once(address, memory):
     for document in list(memory.documents()):
         memory.forget(document.id)
-    with pytest.raises(openai.ConflictError, match="holds no memory yet"):
-        asked(oai)
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="unused") as retrying:
+        with pytest.raises(openai.BadRequestError, match="holds no memory yet") as caught:
+            asked(retrying)
+    assert caught.value.code == "empty_bank"
+    counted = httpx2.get(f"{address}/metrics").text
+    assert 'route="/v1/chat/completions",status="400"} 1.0' in counted
