@@ -8,13 +8,14 @@ import re
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from itertools import islice
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
-from cmt.errors import CorruptRecordError, UnknownIdError
-from cmt.learning import changed_document
+from cmt.errors import CorruptRecordError, InputError, UnknownIdError
+from cmt.learning import changed_document, with_options
 from cmt.readers import READERS, read_stdin
 from cmt.records import DEFAULT_NAMESPACE, AddReport, Document, Failure
 from cmt.selection import select
@@ -31,13 +32,12 @@ from cmt.server.responses import (
     SearchResponse,
     SourceOut,
 )
-from cmt.server.schemas import LONGEST_ID, AddRequest, Name, PatchRequest, SearchRequest
+from cmt.server.schemas import LONGEST_ID, AddRequest, FileQuery, Name, PatchRequest, SearchRequest
 from cmt.server.service import Current, Service, unless_left
 
 router = APIRouter(prefix="/v1/memories", tags=["Memories"])
 Id = Annotated[str, Path(min_length=1, max_length=LONGEST_ID)]
 Namespace = Annotated[Name, Query()]
-Kind = Literal["txt", "md", "markdown", "html", "htm", "pdf", "jsonl", "ndjson", "csv", "tsv"]
 _logger = logging.getLogger(__name__)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
@@ -74,17 +74,17 @@ async def add(
     },
 )
 async def add_file(
-    request: Request,
-    service: Current,
-    kind: Annotated[Kind, Query(description="how to read it")] = "txt",
-    name: Annotated[Name, Query(description="shown as title and source")] = "upload",
-    *,
-    stream: bool = False,
+    asked: Annotated[FileQuery, Query()], request: Request, service: Current
 ) -> AddResponse | StreamingResponse:
-    """Learn a file: its bytes are the request's body."""
-    data = await request.body()
-    documents = _fitting(service, _documents(data, kind, name))
-    return await _learn(service, request, documents, stream=stream)
+    """Learn a file: its bytes are the request's body.
+
+    With an `id`, a file that is posted again replaces what was learned from it, or with
+    `supersede` keeps that as history. A file of several records can't have one.
+    """
+    read = _documents(await request.body(), asked.kind, asked.name)
+    named = _dated(_identified(read, asked.id), asked.date)
+    documents = cast(Iterable[Document | Failure], with_options(named, asked.options()))
+    return await _learn(service, request, _fitting(service, documents), stream=asked.stream)
 
 
 @router.get("")
@@ -213,6 +213,36 @@ def _documents(data: bytes, kind: str, name: str) -> Iterator[Document | Failure
         else:
             source = record.source.replace("stdin", name, 1)
             yield replace(record, source=source, title=record.title or name)
+
+
+def _identified(
+    records: Iterator[Document | Failure], document_id: str | None
+) -> Iterator[Document | Failure]:
+    """The records of a file; its one document under this id, where there is one.
+
+    Raises:
+        InputError: There is, and several records.
+    """
+    if document_id is None:
+        yield from records
+        return
+    first_two = list(islice(records, 2))
+    if len(first_two) > 1:
+        raise InputError(
+            f"expected a file of one document for the id {document_id!r}, got several records: "
+            "give each an id of its own"
+        )
+    for record in first_two:
+        yield record if isinstance(record, Failure) else replace(record, id=document_id)
+
+
+def _dated(records: Iterable[Document | Failure], date: str | None) -> Iterator[Document | Failure]:
+    """The records; documents without a date with this one."""
+    for record in records:
+        if isinstance(record, Failure):
+            yield record
+        else:
+            yield replace(record, date=record.date or date)
 
 
 def _fitting(

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
-from cmt.learning import DocumentChanges
+from cmt.learning import AddOptions, DocumentChanges
 from cmt.records import DEFAULT_NAMESPACE, Document
 from cmt.server.jobs import Wish
 
@@ -40,6 +40,7 @@ DocumentId = Annotated[
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Tags = Annotated[list[Name], Field(max_length=64)]
+Kind = Literal["txt", "md", "markdown", "html", "htm", "pdf", "jsonl", "ndjson", "csv", "tsv"]
 Date = Annotated[str, Field(max_length=64, description="ISO 8601: 2026-01-31, 2026-01, …")]
 
 
@@ -109,6 +110,31 @@ class AddRequest(Strict):
 
     documents: list[DocumentIn] = Field(min_length=1)
     stream: bool = False
+
+
+class FileQuery(BaseModel):
+    """What a file's URL says of it; of its records where they don't say it themselves."""
+
+    model_config = ConfigDict(extra="forbid")  # not strict: a URL is text
+
+    kind: Kind = Field("txt", description="how to read it")
+    name: Name = Field("upload", description="shown as title and source")
+    id: DocumentId | None = Field(None, description="of the one document in it")
+    date: Date | None = None
+    namespace: Name | None = Field(None, description="in place of the records' own")
+    tags: Tags = Field([], description="beside the records' own; repeat it for several")
+    expires_at: Date | None = None
+    supersede: bool = Field(False, description="keep the version it replaces as history")
+    stream: bool = False
+
+    def options(self) -> AddOptions:
+        """What `Memory.add` would take."""
+        options: AddOptions = {"tags": self.tags, "supersede": self.supersede}
+        if self.namespace is not None:
+            options["namespace"] = self.namespace
+        if self.expires_at is not None:
+            options["expires_at"] = self.expires_at
+        return options
 
 
 class PatchRequest(Strict):

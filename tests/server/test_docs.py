@@ -25,10 +25,12 @@ def address(memory):
 
 
 def curls():
-    """Method, path and JSON body of every curl command."""
+    """Method, path and JSON body of every curl command that sends JSON."""
     for command in re.findall(r"^curl .*?\n```", GUIDE, re.DOTALL | re.MULTILINE):
         method = re.search(r"-X (\w+)", command)
         body = re.search(r"-d '(.*)'", command, re.DOTALL)
+        if body is None:
+            continue
         path = re.search(rf"{ADDRESS}(\S+)", command)[1]
         yield method[1] if method else "POST", path, json.loads(body[1])
 
@@ -40,6 +42,13 @@ def test_every_curl_command_is_answered(address):
         for method, path, body in commands:
             answer = client.request(method, path, json=body)
             assert answer.status_code == 200, answer.text
+
+
+def test_the_file_shown_replaces_its_old_version(address):
+    ((url, _),) = re.findall(rf"'{ADDRESS}(\S+)' --data-binary (\S+)", GUIDE)
+    with httpx2.Client(base_url=address, timeout=60) as client:
+        assert client.post(url, content=b"First.").json()["added"] == ["notes/arbon.md"]
+        assert client.post(url, content=b"Second.").json()["updated"] == ["notes/arbon.md"]
 
 
 def test_the_shown_responses_have_the_fields_of_today(address):
