@@ -33,7 +33,10 @@ class ServiceError(CMTError):
         code: What a program can compare.
         param: The field to blame, if it is one.
         retry_after: Seconds after which to try again.
+        report: What of the request was done, if any of it can have been.
     """
+
+    report: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -63,8 +66,9 @@ class OverloadedError(ServiceError):
 class StoppingError(ServiceError):
     """The service is being shut down."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Mapping[str, Any] | None = None) -> None:
         super().__init__(503, "stopping", "the service is being shut down", retry_after=5)
+        self.report = report
 
 
 def body(message: str, code: str | None, status: int, param: str | None = None) -> dict[str, Any]:
@@ -119,6 +123,8 @@ def response(error: ServiceError) -> JSONResponse:
     if error.status == 401:
         headers = {"www-authenticate": "Bearer"}
     content = body(str(error), error.code, error.status, error.param)
+    if error.report is not None:
+        content["report"] = error.report
     return JSONResponse(content, error.status, dict(headers))
 
 

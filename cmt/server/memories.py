@@ -19,10 +19,10 @@ from cmt.learning import changed_document, with_options
 from cmt.readers import READERS, read_stdin
 from cmt.records import DEFAULT_NAMESPACE, AddReport, Document, Failure
 from cmt.selection import select
-from cmt.server.errors import ServiceError, public
+from cmt.server.errors import ServiceError, StoppingError, public
 from cmt.server.events import event_stream
 from cmt.server.jobs import Found, Wish
-from cmt.server.learning import last
+from cmt.server.learning import NOTHING, last
 from cmt.server.responses import (
     AddResponse,
     Deleted,
@@ -181,7 +181,18 @@ async def _learn(
     reports = service.learning.learn(documents)
     if stream:
         return event_stream(_progress(service, reports), service.secrets)
-    return _told(service, await unless_left(request, last(reports)))
+    return await unless_left(request, _whole(service, reports))
+
+
+async def _whole(service: Service, reports: AsyncGenerator[AddReport]) -> AddResponse:
+    whole = NOTHING
+    try:
+        async with aclosing(reports):
+            async for report in reports:
+                whole = report
+    except StoppingError as error:
+        raise StoppingError(_told(service, whole).model_dump()) from error
+    return _told(service, whole)
 
 
 async def _progress(

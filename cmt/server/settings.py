@@ -41,7 +41,8 @@ class Settings:
         head_seconds: A connection must begin a request by then.
         body_seconds: A request's body must have arrived by then.
         connections: Most at a time.
-        shutdown_seconds: How long requests in flight may go on after a signal to stop.
+        shutdown_seconds: How long requests in flight may go on after a signal to stop; then they
+            are told that the service stops.
     """
 
     host: str = "127.0.0.1"
