@@ -8,6 +8,11 @@ and exits with the class's `exit_code` instead of showing a traceback.
 from __future__ import annotations
 
 
+def how_to_install(extra: str) -> str:
+    """The command that brings the packages of an extra; no release is on PyPI."""
+    return f"pip install -e '.[{extra}]' in a checkout"
+
+
 class CMTError(Exception):
     """Base of every error this library raises on purpose."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from cmt.bank import Bank, MemorySource
 from cmt.bm25 import Texts, spare_the_device
-from cmt.errors import CorruptRecordError, InputError, UnknownIdError
+from cmt.errors import CorruptRecordError, InputError, UnknownIdError, how_to_install
 
 _TEXTS_AT_ONCE = 8192
 
@@ -36,7 +36,7 @@ def library() -> Any:
         return importlib.import_module("bm25s")
     except ImportError as error:
         raise InputError(
-            "expected bm25s for a lexical weight, found none: pip install 'cmt-memory[train]'"
+            f"expected bm25s for a lexical weight, found none: {how_to_install('train')}"
         ) from error
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batch-tokens",
     type=click.IntRange(min=1),
-    help="Most tokens compressed in one pass.  [default: 4096, on a GPU 16384]",
+    help="Most tokens compressed in one pass.  [default: 4096, on a GPU 65536]",
 )
 @memory_tokens_option
 @click.option("--namespace", help="The collection to put them in.  [default: default]")

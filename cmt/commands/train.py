@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cmt.errors import InputError
+from cmt.errors import InputError, how_to_install
 from cmt.readers import READERS, read_path, read_stdin
 from cmt.records import Document, Failure
 
@@ -86,9 +86,7 @@ def train(  # noqa: PLR0913
       accelerate launch --num_processes 2 "$(which cmt)" train … # several GPUs
     """  # noqa: D301
     if plot and importlib.util.find_spec("matplotlib") is None:
-        raise InputError(
-            "expected matplotlib for --plot, found none: pip install 'cmt-memory[train]'"
-        )
+        raise InputError(f"expected matplotlib for --plot, found none: {how_to_install('train')}")
     if not resume and (out / "metrics.jsonl").exists():
         raise InputError(f"expected a folder without a run in it, got {out}: or give --resume")
     from accelerate import PartialState

@@ -16,7 +16,7 @@ from typing import Any
 
 from cmt.datasets.asking import Asked, cloze, sensible, words
 from cmt.datasets.clauses import NAMING, Clause, as_question, clause_of, kept, text_of
-from cmt.errors import InputError
+from cmt.errors import InputError, how_to_install
 
 PEOPLE = frozenset(
     "man woman king queen president people author writer scientist emperor minister leader artist "
@@ -78,7 +78,7 @@ class SpacyAsker:
         except ImportError as error:
             raise InputError(
                 "expected spaCy and its model for parsed questions, got neither: "
-                "pip install 'cmt-memory[benchmark]'"
+                f"{how_to_install('benchmark')}"
             ) from error
         self._parse, self.seed = partial(model.load().pipe, n_process=processes), seed
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cmt.datasets.qa import QADataset
 from cmt.datasets.squad import Paragraph, RawQuestion, expect, flatten, get_field
-from cmt.errors import InputError
+from cmt.errors import InputError, how_to_install
 
 HUB_SPLITS = {"train": "train", "dev": "validation"}
 
@@ -35,7 +35,7 @@ def load_squad_from_hub(
     except ImportError as error:
         raise InputError(
             "reading SQuAD from the hub needs the datasets library, which is not installed: "
-            'pip install "cmt-memory[train]", or give load_squad a file'
+            f"{how_to_install('train')}, or give load_squad a file"
         ) from error
     try:
         rows = datasets.load_dataset(hub_id, split=HUB_SPLITS[split])

@@ -11,10 +11,10 @@ import numpy as np
 
 from cmt.bm25 import Texts, spare_the_device
 from cmt.datasets.qa import QADataset
-from cmt.errors import InputError
+from cmt.errors import InputError, how_to_install
 
 RETRIEVERS = ("bm25", "dense", "right")
-INSTALL = "pip install 'cmt-memory[benchmark]' (docs/benchmark.md)"
+INSTALL = f"{how_to_install('benchmark')} (docs/benchmark.md)"
 
 
 class Retriever(Protocol):

@@ -26,7 +26,7 @@ from cmt.server.responses import (
 from cmt.server.service import Service
 from cmt.server.settings import Settings
 
-_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 429, 499, 500, 503, 504)
+_STATUSES = (400, 401, 403, 404, 405, 408, 413, 429, 499, 500, 503, 504)
 
 
 def create_app(memory: Memory, settings: Settings | None = None) -> FastAPI:

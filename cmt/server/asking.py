@@ -16,7 +16,7 @@ from cmt.answering import Reading
 from cmt.errors import CMTError
 from cmt.memory import Memory
 from cmt.server.attention_share import attention_share
-from cmt.server.errors import internal
+from cmt.server.errors import StoppingError, internal
 from cmt.server.jobs import Done, Event, Found, Job, Piece, Wish
 from cmt.server.metrics import Metrics
 from cmt.server.settings import Settings
@@ -36,6 +36,7 @@ class Asking(Worker[Job]):
         self._settings = settings
         self._turns = turns
         self._metrics = metrics
+        self._jobs: set[Job] = set()  # those that wait and those that are being answered
 
     async def ask(
         self, question: str, wish: Wish, max_new_tokens: int, *, attention: bool = False
@@ -51,6 +52,7 @@ class Asking(Worker[Job]):
         self._check_room()
         job = Job(question, wish, max_new_tokens, attention)
         self._enqueue(job)
+        self._jobs.add(job)
         self._metrics.waiting_questions.set(len(self._waiting))
         event: Event | None = None
         deadline = asyncio.get_running_loop().time() + self._settings.question_seconds
@@ -60,12 +62,18 @@ class Asking(Worker[Job]):
                     event = await job.next_event()
                 yield event
         finally:
+            self._jobs.discard(job)
             if not isinstance(event, Done):
                 job.left = True
                 self._metrics.left.inc()
             if job in self._waiting:  # its place is another's
                 self._waiting.remove(job)
                 self._metrics.waiting_questions.set(len(self._waiting))
+
+    def _refuse_waiting(self) -> None:
+        for job in self._jobs:
+            job.left = True
+            job.tell(StoppingError())
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -135,6 +143,8 @@ class Asking(Worker[Job]):
             chat=self._chat,
             top_k=wish.top_k,
             rerank=wish.rerank,
+            lexical=wish.lexical,
+            aggregation=wish.aggregation,
             sampling=wish.sampling(max(job.max_new_tokens for job in jobs)),
             min_score=wish.min_score,
             prefer_later=wish.prefer_later,

@@ -25,7 +25,7 @@ from cmt.server.chat_schemas import (
 )
 from cmt.server.errors import ServiceError
 from cmt.server.events import event_stream
-from cmt.server.jobs import Done, Event, Found, Piece, Wish
+from cmt.server.jobs import Done, Event, Found, Piece
 from cmt.server.responses import (
     ModelList,
     ModelOut,
@@ -61,11 +61,13 @@ async def complete(
     """Answer the last user's message from what was learned."""
     _check_model(service, asked.model)
     question = _question(service, asked)
+    wish = asked.wish(service.settings.wish)
+    service.check_counts(wish.top_k, wish.rerank)
     limit = min(
         asked.max_completion_tokens or asked.max_tokens or GREEDY.max_new_tokens,
         service.settings.max_new_tokens,
     )
-    events = service.asking.ask(question, _wish(asked), limit, attention=asked.attention)
+    events = service.asking.ask(question, wish, limit, attention=asked.attention)
     answer = _Answer(service.model_name, events)
     if not asked.stream:
         return await unless_left(request, answer.whole())
@@ -91,26 +93,7 @@ def _question(service: Service, asked: ChatRequest) -> str:
             400, "invalid_value", "expected a user's message with text", param="messages"
         )
     service.check_question(texts[-1], "messages")
-    service.check_counts(asked.top_k, asked.rerank)
     return texts[-1]
-
-
-def _wish(asked: ChatRequest) -> Wish:
-    return Wish(
-        memory=asked.memory,
-        top_k=asked.top_k,
-        rerank=asked.rerank,
-        temperature=asked.temperature or 0.0,
-        top_p=asked.top_p or 1.0,
-        seed=asked.seed,
-        min_score=asked.min_score,
-        prefer_later=asked.prefer_later,
-        namespace=asked.namespace,
-        tags=tuple(asked.tags),
-        since=asked.since,
-        until=asked.until,
-        as_of=asked.as_of,
-    )
 
 
 class _Answer:

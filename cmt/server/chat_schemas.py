@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cmt.memory import DEFAULT_RERANK, DEFAULT_TOP_K
 from cmt.server.responses import (
     SourceOut,
 )
-from cmt.server.schemas import Selecting
+from cmt.server.schemas import Selecting, Strict
 
 _LARGEST = 2**63 - 1  # torch's seeds
+
+# OpenAI's parameters that have no effect here, as far as they ask for none.
+Ignored = Annotated[Any, Field(description="taken and ignored: it doesn't change the answer")]
+Refused = Annotated[None, Field(description="not supported")]
+Nothing = Annotated[list[Any], Field(max_length=0, description="not supported")]
+NoBias = Annotated[dict[str, Any], Field(max_length=0, description="not supported")]
+NoPenalty = Annotated[float, Field(ge=0, le=0, description="not supported")]
 
 
 class TextPart(BaseModel):
@@ -40,25 +46,30 @@ class Message(BaseModel):
         return self.content or ""
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Strict):
     """`include_usage` adds a chunk with the token counts."""
 
-    model_config = ConfigDict(strict=True)
-
     include_usage: bool | None = None
+    include_obfuscation: Ignored = None
 
 
-class ChatRequest(Selecting):
-    """A chat completion. Parameters that would change the answer and can't be had are refused.
+class TextFormat(Strict):
+    """The one format of answers: text."""
 
-    Beyond OpenAI's: `memory` (false: the frozen model alone), `top_k` (memories read), `rerank`
-    (memories found and re-ranked), `min_score` (least cosine; else "I don't know."), `attention`
-    (measure where the answer's attention went), and which documents it is about: `namespace`,
-    `tags`, `since`, `until`, `as_of`, `prefer_later`. Without `temperature` the likeliest tokens
-    are taken. `max_tokens` beyond the service's bound is cut to it.
+    type: Literal["text"]
+
+
+class ChatRequest(Selecting, Strict):
+    """A chat completion. What would change the answer and can't be had is refused.
+
+    So is a name that neither OpenAI's API has nor this one. Beyond OpenAI's: `memory` (false: the
+    frozen model alone), `top_k` (memories read), `rerank` (memories found and re-ranked),
+    `lexical` (weight of BM25 in finding them), `aggregate` (how several are read), `min_score`
+    (least cosine; else "I don't know."), `attention` (measure where the answer's attention went),
+    and which documents it is about: `namespace`, `tags`, `since`, `until`, `as_of`,
+    `prefer_later`; those that aren't given are as the service is set. Without `temperature` the
+    likeliest tokens are taken. `max_tokens` beyond the service's bound is cut to it.
     """
-
-    model_config = ConfigDict(strict=True)
 
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -70,15 +81,42 @@ class ChatRequest(Selecting):
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), le=_LARGEST)
     n: Literal[1] | None = None
-    stop: None = Field(None, description="not supported")
-    tools: None = Field(None, description="not supported")
-    functions: None = Field(None, description="not supported")
+    stop: Nothing | None = None
+    tools: Nothing | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    functions: Nothing | None = None
+    function_call: Literal["none", "auto"] | None = None
     logprobs: Literal[False] | None = None
-    logit_bias: None = Field(None, description="not supported")
-    memory: bool = True
-    top_k: int = Field(DEFAULT_TOP_K, ge=1)
-    rerank: int = Field(DEFAULT_RERANK, ge=0)
-    min_score: float | None = Field(None, ge=-1, le=1)
+    top_logprobs: Literal[0] | None = None
+    logit_bias: NoBias | None = None
+    frequency_penalty: NoPenalty | None = None
+    presence_penalty: NoPenalty | None = None
+    response_format: TextFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    reasoning_effort: Literal["none"] | None = None
+    verbosity: Literal["medium"] | None = None
+    audio: Refused = None
+    moderation: Refused = None
+    web_search_options: Refused = None
+    metadata: Ignored = None
+    parallel_tool_calls: Ignored = None
+    prediction: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_options: Ignored = None
+    prompt_cache_retention: Ignored = None
+    safety_identifier: Ignored = None
+    service_tier: Ignored = None
+    store: Ignored = None
+    user: Ignored = None
+
+    memory: bool | None = Field(None, description="false: the frozen model alone")
+    top_k: int | None = Field(None, ge=1, description="memories read")
+    aggregate: Literal["concatenate", "mix", "posterior"] | None = Field(
+        None, description="how several memories are read together"
+    )
+    min_score: float | None = Field(
+        None, ge=-1, le=1, description='least cosine, else "I don\'t know."; null: none'
+    )
     attention: bool = Field(False, description="measure where the answer's attention went")
 
 

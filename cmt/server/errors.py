@@ -33,7 +33,10 @@ class ServiceError(CMTError):
         code: What a program can compare.
         param: The field to blame, if it is one.
         retry_after: Seconds after which to try again.
+        report: What of the request was done, if any of it can have been.
     """
+
+    report: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -63,8 +66,9 @@ class OverloadedError(ServiceError):
 class StoppingError(ServiceError):
     """The service is being shut down."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Mapping[str, Any] | None = None) -> None:
         super().__init__(503, "stopping", "the service is being shut down", retry_after=5)
+        self.report = report
 
 
 def body(message: str, code: str | None, status: int, param: str | None = None) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def described(error: BaseException, secrets: Sequence[str] = ()) -> ServiceError
     if isinstance(error, InputError):
         return ServiceError(400, "invalid_value", public(str(error), secrets))
     if isinstance(error, EmptyBankError):
-        return ServiceError(409, "empty_bank", public(str(error), secrets))
+        return ServiceError(400, "empty_bank", public(str(error), secrets))
     if isinstance(error, TimeoutError):
         return ServiceError(504, "timeout", "the request took too long and was given up")
     if isinstance(error, BankError):
@@ -119,6 +123,8 @@ def response(error: ServiceError) -> JSONResponse:
     if error.status == 401:
         headers = {"www-authenticate": "Bearer"}
     content = body(str(error), error.code, error.status, error.param)
+    if error.report is not None:
+        content["report"] = error.report
     return JSONResponse(content, error.status, dict(headers))
 
 

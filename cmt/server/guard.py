@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cmt.server.errors import ServiceError, response
+from cmt.server.errors import ServiceError, StoppingError, response
 from cmt.server.metrics import Metrics
 from cmt.server.settings import Settings
 
@@ -56,6 +56,11 @@ class Guard:
         except ServiceError as error:
             if status == 0:
                 await response(error)(scope, receive, noting)
+        except (
+            asyncio.CancelledError
+        ):  # by the server that stops; raised on, it would be a bug's 500
+            if status == 0:
+                await response(StoppingError())(scope, receive, noting)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in _METHODS else "other"

@@ -6,7 +6,9 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+from cmt.aggregating import DEFAULT_AGGREGATION, Aggregation
 from cmt.generation import Sampling
+from cmt.memory import DEFAULT_MIN_SCORE, DEFAULT_RERANK, DEFAULT_TOP_K
 from cmt.records import DEFAULT_NAMESPACE, Answer, Match
 from cmt.selection import Filters
 from cmt.server.attention_share import AttentionShare
@@ -20,6 +22,8 @@ class Wish:
         memory: False: by the frozen model alone.
         top_k: Memories read.
         rerank: Memories found and re-ranked.
+        lexical: Weight of BM25 beside the logit of matching.
+        aggregate: How several memories are read together, as `Aggregation.how`.
         temperature, top_p: As in `Sampling`.
         seed: Fixes sampling; such a question is answered alone, since sampling depends on the
             batch.
@@ -29,14 +33,16 @@ class Wish:
         namespace, tags, since, until, as_of: As in `Filters`.
     """
 
-    memory: bool
-    top_k: int
-    rerank: int
+    memory: bool = True
+    top_k: int = DEFAULT_TOP_K
+    rerank: int = DEFAULT_RERANK
+    lexical: float = 0.0
+    aggregate: str = DEFAULT_AGGREGATION.how
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
     search: bool = False
-    min_score: float | None = None
+    min_score: float | None = DEFAULT_MIN_SCORE
     prefer_later: bool = True
     namespace: str | None = DEFAULT_NAMESPACE
     tags: tuple[str, ...] = ()
@@ -60,6 +66,11 @@ class Wish:
             as_of=self.as_of,
         )
 
+    @property
+    def aggregation(self) -> Aggregation:
+        """How its memories are read together."""
+        return Aggregation(how=self.aggregate)
+
     def sampling(self, max_new_tokens: int) -> Sampling:
         """Its sampling, for answers of so many tokens."""
         return Sampling(
@@ -68,6 +79,10 @@ class Wish:
             top_p=self.top_p,
             seed=self.seed,
         )
+
+
+DEFAULT_WISH = Wish()
+"""As the library answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, fields
-from itertools import islice
 
 from cmt.errors import CMTError
 from cmt.memory import Memory
 from cmt.records import AddReport, Document, Failure
-from cmt.server.errors import internal
+from cmt.server.errors import StoppingError, internal
 from cmt.server.metrics import Metrics
 from cmt.server.settings import Settings
 from cmt.server.turns import Turns
@@ -54,6 +53,7 @@ class Learning(Worker[_Request]):
         self._settings = settings
         self._turns = turns
         self._metrics = metrics
+        self._given_up = False  # set by the event loop, read by the learning thread
 
     async def learn(
         self, documents: Iterable[Document | Failure], *, known_only: bool = False
@@ -65,7 +65,7 @@ class Learning(Worker[_Request]):
 
         Raises:
             OverloadedError: Too many requests wait.
-            StoppingError: The service is being shut down.
+            StoppingError: The service is being shut down; what was reported is kept.
             TimeoutError: It takes longer than learning may.
             CMTError: What `Memory.add` or `documents` raises.
         """
@@ -85,6 +85,12 @@ class Learning(Worker[_Request]):
         finally:
             request.left = True
 
+    def _refuse_waiting(self) -> None:
+        self._given_up = True
+        for request in self._waiting:
+            request.events.put_nowait(StoppingError())
+        self._waiting.clear()
+
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -100,27 +106,40 @@ class Learning(Worker[_Request]):
             if (error := learning.exception()) is not None:
                 told = error if isinstance(error, CMTError) else internal(error)
                 request.events.put_nowait(told)
-            elif learning.result():
-                request.events.put_nowait(request.report)
-                self._waiting.append(request)
-            else:
-                request.events.put_nowait(request.report)
+                continue
+            request.events.put_nowait(request.report)
+            if not learning.result():
                 request.events.put_nowait(None)
+            elif self._given_up:
+                request.events.put_nowait(StoppingError())
+            else:
+                self._waiting.append(request)
 
     def _learn_some(self, request: _Request) -> bool:
-        """Learn the next few documents; False when there were fewer. On the learning thread."""
-        some = list(islice(request.documents, DOCUMENTS_AT_ONCE))
-        if some:
-            report = self._memory.add(
-                some,
-                batch_tokens=self._settings.pass_tokens,
-                turn=self._turn,
-                known_only=request.known_only,
-            )
-            request.report = merged(request.report, report)
-            for outcome in ("added", "updated", "unchanged", "failed"):
-                self._metrics.documents.labels(outcome).inc(len(getattr(report, outcome)))
-        return len(some) == DOCUMENTS_AT_ONCE
+        """Learn the next few documents; False when there are no more. On the learning thread."""
+        ended = False
+
+        def some() -> Iterator[Document | Failure]:
+            nonlocal ended
+            for _ in range(DOCUMENTS_AT_ONCE):
+                if self._given_up:
+                    return
+                try:
+                    yield next(request.documents)
+                except StopIteration:
+                    ended = True
+                    return
+
+        report = self._memory.add(
+            some(),
+            batch_tokens=self._settings.pass_tokens,
+            turn=self._turn,
+            known_only=request.known_only,
+        )
+        request.report = merged(request.report, report)
+        for outcome in ("added", "updated", "unchanged", "failed"):
+            self._metrics.documents.labels(outcome).inc(len(getattr(report, outcome)))
+        return not ended
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

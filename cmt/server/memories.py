@@ -8,21 +8,21 @@ import re
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from itertools import islice
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
-from cmt.errors import CorruptRecordError, UnknownIdError
-from cmt.learning import changed_document
-from cmt.memory import DEFAULT_RERANK
+from cmt.errors import CorruptRecordError, InputError, UnknownIdError
+from cmt.learning import changed_document, with_options
 from cmt.readers import READERS, read_stdin
 from cmt.records import DEFAULT_NAMESPACE, AddReport, Document, Failure
 from cmt.selection import select
-from cmt.server.errors import ServiceError, public
+from cmt.server.errors import ServiceError, StoppingError, public
 from cmt.server.events import event_stream
 from cmt.server.jobs import Found, Wish
-from cmt.server.learning import last
+from cmt.server.learning import NOTHING, last
 from cmt.server.responses import (
     AddResponse,
     Deleted,
@@ -32,13 +32,12 @@ from cmt.server.responses import (
     SearchResponse,
     SourceOut,
 )
-from cmt.server.schemas import LONGEST_ID, AddRequest, Name, PatchRequest, SearchRequest
+from cmt.server.schemas import LONGEST_ID, AddRequest, FileQuery, Name, PatchRequest, SearchRequest
 from cmt.server.service import Current, Service, unless_left
 
 router = APIRouter(prefix="/v1/memories", tags=["Memories"])
 Id = Annotated[str, Path(min_length=1, max_length=LONGEST_ID)]
 Namespace = Annotated[Name, Query()]
-Kind = Literal["txt", "md", "markdown", "html", "htm", "pdf", "jsonl", "ndjson", "csv", "tsv"]
 _logger = logging.getLogger(__name__)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
@@ -75,17 +74,17 @@ async def add(
     },
 )
 async def add_file(
-    request: Request,
-    service: Current,
-    kind: Annotated[Kind, Query(description="how to read it")] = "txt",
-    name: Annotated[Name, Query(description="shown as title and source")] = "upload",
-    *,
-    stream: bool = False,
+    asked: Annotated[FileQuery, Query()], request: Request, service: Current
 ) -> AddResponse | StreamingResponse:
-    """Learn a file: its bytes are the request's body."""
-    data = await request.body()
-    documents = _fitting(service, _documents(data, kind, name))
-    return await _learn(service, request, documents, stream=stream)
+    """Learn a file: its bytes are the request's body.
+
+    With an `id`, a file that is posted again replaces what was learned from it, or with
+    `supersede` keeps that as history. A file of several records can't have one.
+    """
+    read = _documents(await request.body(), asked.kind, asked.name)
+    named = _dated(_identified(read, asked.id), asked.date)
+    documents = cast(Iterable[Document | Failure], with_options(named, asked.options()))
+    return await _learn(service, request, _fitting(service, documents), stream=asked.stream)
 
 
 @router.get("")
@@ -123,21 +122,9 @@ def _warn(error: CorruptRecordError) -> None:
 @router.post("/search")
 async def search(asked: SearchRequest, request: Request, service: Current) -> SearchResponse:
     """The memories that a question finds, best first."""
-    rerank = DEFAULT_RERANK if asked.rerank is None else asked.rerank
     service.check_question(asked.query, "query")
-    service.check_counts(asked.top_k, rerank)
-    wish = Wish(
-        memory=True,
-        top_k=asked.top_k,
-        rerank=rerank,
-        search=True,
-        prefer_later=asked.prefer_later,
-        namespace=asked.namespace,
-        tags=tuple(asked.tags),
-        since=asked.since,
-        until=asked.until,
-        as_of=asked.as_of,
-    )
+    wish = replace(asked.wish(service.settings.wish), top_k=asked.top_k, search=True)
+    service.check_counts(wish.top_k, wish.rerank)
     return await unless_left(request, _found(service, asked.query, wish))
 
 
@@ -198,7 +185,18 @@ async def _learn(
     reports = service.learning.learn(documents)
     if stream:
         return event_stream(_progress(service, reports), service.secrets)
-    return _told(service, await unless_left(request, last(reports)))
+    return await unless_left(request, _whole(service, reports))
+
+
+async def _whole(service: Service, reports: AsyncGenerator[AddReport]) -> AddResponse:
+    whole = NOTHING
+    try:
+        async with aclosing(reports):
+            async for report in reports:
+                whole = report
+    except StoppingError as error:
+        raise StoppingError(_told(service, whole).model_dump()) from error
+    return _told(service, whole)
 
 
 async def _progress(
@@ -230,6 +228,36 @@ def _documents(data: bytes, kind: str, name: str) -> Iterator[Document | Failure
         else:
             source = record.source.replace("stdin", name, 1)
             yield replace(record, source=source, title=record.title or name)
+
+
+def _identified(
+    records: Iterator[Document | Failure], document_id: str | None
+) -> Iterator[Document | Failure]:
+    """The records of a file; its one document under this id, where there is one.
+
+    Raises:
+        InputError: There is, and several records.
+    """
+    if document_id is None:
+        yield from records
+        return
+    first_two = list(islice(records, 2))
+    if len(first_two) > 1:
+        raise InputError(
+            f"expected a file of one document for the id {document_id!r}, got several records: "
+            "give each an id of its own"
+        )
+    for record in first_two:
+        yield record if isinstance(record, Failure) else replace(record, id=document_id)
+
+
+def _dated(records: Iterable[Document | Failure], date: str | None) -> Iterator[Document | Failure]:
+    """The records; documents without a date with this one."""
+    for record in records:
+        if isinstance(record, Failure):
+            yield record
+        else:
+            yield replace(record, date=record.date or date)
 
 
 def _fitting(

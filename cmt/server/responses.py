@@ -217,6 +217,10 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every response with status 400 and above."""
+    """Every response with status 400 and above.
+
+    `report`, with the code `stopping`: which documents of the request were kept.
+    """
 
     error: ErrorDetail
+    report: AddResponse | None = None

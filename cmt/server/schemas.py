@@ -6,12 +6,14 @@ Only text comes in: a field that is not named here, a memory tensor say, is refu
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, cast
+from dataclasses import fields, replace
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
-from cmt.learning import DocumentChanges
+from cmt.learning import AddOptions, DocumentChanges
 from cmt.records import DEFAULT_NAMESPACE, Document
+from cmt.server.jobs import Wish
 
 LONGEST_ID = 512  # characters
 
@@ -38,6 +40,7 @@ DocumentId = Annotated[
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Tags = Annotated[list[Name], Field(max_length=64)]
+Kind = Literal["txt", "md", "markdown", "html", "htm", "pdf", "jsonl", "ndjson", "csv", "tsv"]
 Date = Annotated[str, Field(max_length=64, description="ISO 8601: 2026-01-31, 2026-01, …")]
 
 
@@ -66,18 +69,40 @@ class DocumentIn(Strict):
         return Document(**self.model_dump())
 
 
+_WISHES = frozenset(field.name for field in fields(Wish))
+_NULLABLE = frozenset({"seed", "min_score", "namespace", "since", "until", "as_of"})
+
+
 class Selecting(BaseModel):
-    """Which documents a question is about (`cmt.selection.Filters`), and which come first."""
+    """Which documents a question is about (`cmt.selection.Filters`), and how memories are found.
 
-    prefer_later: bool = Field(
-        True, description="of memories on one subject that match about as well, the later"
+    What isn't given is as `Settings.wish` has it.
+    """
+
+    rerank: int | None = Field(None, ge=0, description="memories found and re-ranked; 0: none")
+    lexical: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="weight of BM25 beside the logit of matching"
     )
-
-    namespace: Name | None = Field(DEFAULT_NAMESPACE, description="null: all of them")
-    tags: Tags = []
+    prefer_later: bool | None = Field(
+        None, description="of memories on one subject that match about as well, the later"
+    )
+    namespace: Name | None = Field(None, description="null, if given: all of them")
+    tags: Tags | None = None
     since: Date | None = None
     until: Date | None = None
     as_of: Date | None = None
+
+    def wish(self, default: Wish) -> Wish:
+        """`default`, changed as this request says.
+
+        Null says nothing, but for fields where it has a meaning: no seed, no least score, no
+        filter.
+        """
+        given = {name: getattr(self, name) for name in self.model_fields_set & _WISHES}
+        if given.get("tags") is not None:
+            given["tags"] = tuple(given["tags"])
+        said = {name: v for name, v in given.items() if v is not None or name in _NULLABLE}
+        return replace(default, **said)
 
 
 class AddRequest(Strict):
@@ -85,6 +110,31 @@ class AddRequest(Strict):
 
     documents: list[DocumentIn] = Field(min_length=1)
     stream: bool = False
+
+
+class FileQuery(BaseModel):
+    """What a file's URL says of it; of its records where they don't say it themselves."""
+
+    model_config = ConfigDict(extra="forbid")  # not strict: a URL is text
+
+    kind: Kind = Field("txt", description="how to read it")
+    name: Name = Field("upload", description="shown as title and source")
+    id: DocumentId | None = Field(None, description="of the one document in it")
+    date: Date | None = None
+    namespace: Name | None = Field(None, description="in place of the records' own")
+    tags: Tags = Field([], description="beside the records' own; repeat it for several")
+    expires_at: Date | None = None
+    supersede: bool = Field(False, description="keep the version it replaces as history")
+    stream: bool = False
+
+    def options(self) -> AddOptions:
+        """What `Memory.add` would take."""
+        options: AddOptions = {"tags": self.tags, "supersede": self.supersede}
+        if self.namespace is not None:
+            options["namespace"] = self.namespace
+        if self.expires_at is not None:
+            options["expires_at"] = self.expires_at
+        return options
 
 
 class PatchRequest(Strict):
@@ -112,4 +162,3 @@ class SearchRequest(Selecting, Strict):
 
     query: str = Field(min_length=1, pattern=r"\S")
     top_k: int = Field(5, ge=1)
-    rerank: int | None = Field(None, ge=0)

@@ -52,6 +52,14 @@ class Service:
         self.asking.start()
         self.learning.start()
 
+    def give_up(self) -> None:
+        """Tell every request that isn't done that the service is being shut down.
+
+        Documents in hand are finished first.
+        """
+        self.asking.give_up()
+        self.learning.give_up()
+
     async def stop(self) -> None:
         """Finish what was accepted; the memory is its owner's to close."""
         await asyncio.gather(self.asking.stop(), self.learning.stop())

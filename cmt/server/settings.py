@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from dataclasses import dataclass
 
 from cmt.errors import InputError
+from cmt.selection import select
+from cmt.server.jobs import DEFAULT_WISH, Wish
 
 LEAST_TOKEN_CHARS = 16
 
@@ -19,6 +22,7 @@ class Settings:
         port: 0 takes a free one.
         token: What clients must send as ``Authorization: Bearer …``; None asks for nothing.
         model_name: How /v1/models calls the model; None takes the base model's own name.
+        wish: How a question is answered where its request doesn't say otherwise.
         batch_size: Most questions answered together.
         batch_wait_seconds: How long a question waits for others to join its batch.
         waiting_questions: Questions that may wait; the next one is refused with 503.
@@ -37,13 +41,15 @@ class Settings:
         head_seconds: A connection must begin a request by then.
         body_seconds: A request's body must have arrived by then.
         connections: Most at a time.
-        shutdown_seconds: How long requests in flight may go on after a signal to stop.
+        shutdown_seconds: How long requests in flight may go on after a signal to stop; then they
+            are told that the service stops.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     token: str | None = None
     model_name: str | None = None
+    wish: Wish = DEFAULT_WISH
     batch_size: int = 16
     batch_wait_seconds: float = 0.005
     waiting_questions: int = 256
@@ -80,6 +86,10 @@ class Settings:
             )
         if not 0 <= self.port <= 65535:
             raise InputError(f"expected a port from 0 to 65535, got {self.port}")
+        self._check_numbers()
+        self._check_wish()
+
+    def _check_numbers(self) -> None:
         may_be_zero = ("port", "batch_wait_seconds", "requests_per_second")
         for name in self.__slots__:
             value = getattr(self, name)
@@ -87,6 +97,16 @@ class Settings:
                 raise InputError(f"expected {name} above 0, got {value}")
             if name in may_be_zero and not value >= 0:
                 raise InputError(f"expected {name} of at least 0, got {value}")
+            if value == math.inf:
+                raise InputError(f"expected a finite {name}, got {value}")
+
+    def _check_wish(self) -> None:
+        for name, value in (("top_k", self.wish.top_k), ("rerank", self.wish.rerank)):
+            if value > self.max_memories:
+                raise InputError(
+                    f"expected {name} of at most {self.max_memories} (max_memories), got {value}"
+                )
+        select(**self.wish.filters)  # refuses what are no dates, namespaces and tags
 
     @property
     def loopback(self) -> bool:

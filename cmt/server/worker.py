@@ -35,6 +35,12 @@ class Worker(ABC, Generic[Item]):
         """Begin to work; call it on the event loop."""
         self._task = asyncio.create_task(self._serve())
 
+    def give_up(self) -> None:
+        """Refuse what is new, and what waits too: time is up."""
+        self._stopping = True
+        self._arrived.set()
+        self._refuse_waiting()
+
     async def stop(self) -> None:
         """Refuse what is new, finish what waits, end the thread."""
         self._stopping = True
@@ -63,6 +69,10 @@ class Worker(ABC, Generic[Item]):
         """Until something comes, or the end."""
         self._arrived.clear()
         await self._arrived.wait()
+
+    @abstractmethod
+    def _refuse_waiting(self) -> None:
+        """Tell everyone whose work isn't done that the service is being shut down."""
 
     @abstractmethod
     async def _serve(self) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from click.testing import CliRunner
 
+from cmt.cli import main
 from cmt.generation import GREEDY
 from cmt.memory import DEFAULT_RERANK, DEFAULT_TOP_K
 from cmt.server import Settings
@@ -23,10 +25,12 @@ def address(memory):
 
 
 def curls():
-    """Method, path and JSON body of every curl command."""
+    """Method, path and JSON body of every curl command that sends JSON."""
     for command in re.findall(r"^curl .*?\n```", GUIDE, re.DOTALL | re.MULTILINE):
         method = re.search(r"-X (\w+)", command)
         body = re.search(r"-d '(.*)'", command, re.DOTALL)
+        if body is None:
+            continue
         path = re.search(rf"{ADDRESS}(\S+)", command)[1]
         yield method[1] if method else "POST", path, json.loads(body[1])
 
@@ -38,6 +42,13 @@ def test_every_curl_command_is_answered(address):
         for method, path, body in commands:
             answer = client.request(method, path, json=body)
             assert answer.status_code == 200, answer.text
+
+
+def test_the_file_shown_replaces_its_old_version(address):
+    ((url, _),) = re.findall(rf"'{ADDRESS}(\S+)' --data-binary (\S+)", GUIDE)
+    with httpx2.Client(base_url=address, timeout=60) as client:
+        assert client.post(url, content=b"First.").json()["added"] == ["notes/arbon.md"]
+        assert client.post(url, content=b"Second.").json()["updated"] == ["notes/arbon.md"]
 
 
 def test_the_shown_responses_have_the_fields_of_today(address):
@@ -70,3 +81,12 @@ def test_the_bounds_told_are_the_settings():
     assert f"{told.question_seconds:g} s a\n  question" in GUIDE
     assert f"{told.learning_seconds:g} s for documents, {told.body_seconds:g} s for a body" in GUIDE
     assert f"{told.connections} connections" in GUIDE
+
+
+def test_the_shown_ways_to_set_the_service_are_taken(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^cmt (serve --bank news.sqlite --.*)$", GUIDE, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        result = CliRunner().invoke(main, [*command.split(), "--model", "./no-such-model"])
+        assert result.exit_code == 3, result.stderr  # only the model was missing

@@ -188,6 +188,81 @@ def test_files_are_read_by_their_kind(client, memory):
     assert len(report["failed"]) == 1 and report["added"] == []
 
 
+def test_a_search_may_weigh_words_but_reads_nothing_together(client, memory):
+    asked = {"query": "Who built the lighthouse?", "top_k": 3, "lexical": 5.0}
+    found = client.post("/v1/memories/search", json=asked).json()["data"]
+    expected = memory.search(asked["query"], top_k=3, lexical=5.0)
+    assert [one["weight"] for one in found] == pytest.approx([match.weight for match in expected])
+    answer = client.post("/v1/memories/search", json={**asked, "aggregate": "mix"})
+    assert answer.status_code == 400 and "aggregate" in answer.json()["error"]["message"]
+
+
+def test_an_edited_file_replaces_what_was_learned_from_it(client, memory):
+    params = {"id": "notes/selka.txt", "name": "selka.txt", "date": "2026-01-31"}
+    params |= {"namespace": "towers", "tags": ["sea", "tower"], "expires_at": "2999-01-01"}
+
+    def post(content, **more):
+        told = client.post("/v1/memories/file", params={**params, **more}, content=content)
+        assert told.status_code == 200, told.text
+        return told.json()
+
+    assert post(b"It was built in 1900.")["added"] == ["notes/selka.txt"]
+    assert post(b"It was built in 1900.")["unchanged"] == ["notes/selka.txt"]
+    assert post(b"It was built in 1901.")["updated"] == ["notes/selka.txt"]
+    (held,) = memory.history("notes/selka.txt", namespace="towers")
+    assert (held.text, held.title) == ("It was built in 1901.", "selka.txt")
+    assert (held.date, held.expires_at) == ("2026-01-31", "2999-01-01")
+    assert held.tags == ("sea", "tower")
+    post(b"It fell in 1950.", supersede=True, date="2026-02-01")
+    texts = [version.text for version in memory.history("notes/selka.txt", namespace="towers")]
+    assert texts == ["It was built in 1901.", "It fell in 1950."]
+    assert memory.count().documents == 4
+
+
+def test_records_of_a_file_keep_what_is_their_own(client, memory):
+    lines = [
+        {"text": "One.", "id": "one", "date": "2020-01-01", "tags": ["own"]},
+        {"text": "Two.", "id": "two", "namespace": "own", "expires_at": "2998-01-01"},
+    ]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    params = {"kind": "jsonl", "namespace": "n", "tags": "t", "date": "2026", "expires_at": "2999"}
+    client.post("/v1/memories/file", params=params, content=content)
+    one, two = (memory.get(name, namespace="n") for name in ("one", "two"))
+    assert (one.date, one.tags, one.expires_at) == ("2020-01-01", ("own", "t"), "2999")
+    assert (two.date, two.tags, two.expires_at) == ("2026", ("t",), "2998-01-01")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_file_of_several_records_has_no_single_id(client, memory, stream):
+    params = {"kind": "csv", "id": "facts", "stream": stream}
+    answer = client.post("/v1/memories/file", params=params, content=b"text\nOne.\nTwo.\n")
+    assert answer.status_code == (200 if stream else 400)
+    told = json.loads(answer.text.removeprefix("data: "))["error"]
+    assert told["code"] == "invalid_value"
+    assert "expected a file of one document for the id 'facts', got several" in told["message"]
+    assert memory.count().documents == 3
+    report = client.post(
+        "/v1/memories/file", params={**params, "stream": False}, content=b"text\nOne.\n"
+    ).json()
+    assert report["added"] == ["facts"]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"expires_at": "tomorrow"}, "ISO 8601"),
+        ({"namespace": " x"}, "expected namespace to be a word or a few"),
+        ({"tags": [" x"]}, "expected a tag"),
+        ({"tag": "x"}, "tag: Extra inputs"),
+        ({"id": "a\nb"}, "id"),
+    ],
+)
+def test_what_a_file_cannot_be_given_is_refused(client, memory, params, message):
+    answer = client.post("/v1/memories/file", params=params, content=b"One.")
+    assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+    assert memory.count().documents == 3
+
+
 @pytest.mark.parametrize("name", ["memory", "key", "tensor", "memories", "keys", "embedding"])
 def test_tensors_are_never_taken_from_a_client(client, memory, name):
     body = {"documents": [{**TOWER, name: [[0.1, 0.2]]}]}

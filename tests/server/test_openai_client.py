@@ -1,12 +1,20 @@
 """OpenAI's own client against a running server."""
 
 from dataclasses import replace
+from typing import get_args
 
+import httpx2
 import openai
 import pytest
+from openai.types.chat.completion_create_params import (
+    CompletionCreateParamsNonStreaming,
+    CompletionCreateParamsStreaming,
+)
 
+from cmt.aggregating import WAYS, Aggregation
 from cmt.generation import Sampling
 from cmt.memory import Memory
+from cmt.server.chat_schemas import ChatRequest
 from tests import small
 from tests.server.running import open_memory, serving
 
@@ -128,6 +136,18 @@ def test_filters_select_and_abstain(oai):
         ({"extra_body": {"as_of": "yesterday"}}, "ISO 8601"),
         ({"n": 2}, "Input should be 1"),
         ({"stop": ["\n"]}, "stop"),
+        ({"stop": "x"}, "stop"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"logit_bias": {"50": 1}}, "logit_bias"),
+        ({"frequency_penalty": 2}, "frequency_penalty"),
+        ({"presence_penalty": -0.5}, "presence_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"extra_body": {"topk": 5}}, "topk: Extra inputs are not permitted"),
+        ({"extra_body": {"aggregate": "sum"}}, "aggregate"),
+        ({"extra_body": {"lexical": -1}}, "lexical"),
         ({"model": "gpt-4o"}, "expected the model 'tiny-llama'"),
         ({"temperature": 3}, "temperature"),
     ],
@@ -140,8 +160,84 @@ def test_what_cannot_be_done_is_refused(oai, options, message, stream):
     assert set(caught.value.body) == {"message", "type", "param", "code"}
 
 
-def test_a_bank_without_documents_says_so(oai, memory):
+NEUTRAL = {
+    "stop": [],
+    "tools": [],
+    "tool_choice": "auto",
+    "functions": [],
+    "function_call": "none",
+    "logit_bias": {},
+    "logprobs": False,
+    "top_logprobs": 0,
+    "n": 1,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0,
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+    "reasoning_effort": "none",
+    "verbosity": "medium",
+}
+IGNORED = {
+    "metadata": {"a": "b"},
+    "parallel_tool_calls": True,
+    "prediction": {"type": "content", "content": "Clara Weiss"},
+    "prompt_cache_key": "key",
+    "prompt_cache_options": {"mode": "implicit"},
+    "prompt_cache_retention": "24h",
+    "safety_identifier": "someone",
+    "service_tier": "auto",
+    "store": True,
+    "user": "someone",
+}
+
+
+def test_what_asks_for_nothing_or_does_not_change_the_answer_is_taken(oai):
+    expected = asked(oai).choices[0].message.content
+    assert asked(oai, **NEUTRAL, **IGNORED).choices[0].message.content == expected
+    absent = dict.fromkeys([*NEUTRAL, *IGNORED, "audio", "moderation", "web_search_options"])
+    assert asked(oai, **absent).choices[0].message.content == expected
+    streamed = {"include_usage": False, "include_obfuscation": False}
+    chunks = asked(oai, stream=True, stream_options=streamed)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+
+
+def test_every_parameter_of_openais_client_is_known():
+    for params in (CompletionCreateParamsNonStreaming, CompletionCreateParamsStreaming):
+        assert set(params.__required_keys__ | params.__optional_keys__) <= set(
+            ChatRequest.model_fields
+        )
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_memories_are_found_and_read_as_asked(oai, memory, how):
+    expected = memory.ask(
+        QUESTION,
+        top_k=3,
+        lexical=2.0,
+        aggregation=Aggregation(how=how),
+        sampling=Sampling(max_new_tokens=12),
+    )
+    body = {"top_k": 3, "lexical": 2.0, "aggregate": how, "attention": True}
+    completion = asked(oai, extra_body=body)
+    assert completion.choices[0].message.content == expected.text
+    weights = [source["weight"] for source in completion.cmt["sources"]]
+    assert weights == pytest.approx([match.weight for match in expected.matches])
+    assert weights != pytest.approx(
+        [match.weight for match in memory.ask(QUESTION, top_k=3).matches]
+    )
+
+
+def test_the_ways_of_reading_are_the_librarys():
+    literal, _ = get_args(ChatRequest.model_fields["aggregate"].annotation)
+    assert get_args(literal) == WAYS
+
+
+def test_a_bank_without_documents_says_so_once(address, memory):
     for document in list(memory.documents()):
         memory.forget(document.id)
-    with pytest.raises(openai.ConflictError, match="holds no memory yet"):
-        asked(oai)
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="unused") as retrying:
+        with pytest.raises(openai.BadRequestError, match="holds no memory yet") as caught:
+            asked(retrying)
+    assert caught.value.code == "empty_bank"
+    counted = httpx2.get(f"{address}/metrics").text
+    assert 'route="/v1/chat/completions",status="400"} 1.0' in counted

@@ -120,4 +120,4 @@ def test_without_its_packages_it_names_the_extra(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     result = CliRunner().invoke(main, ["serve"])
-    assert result.exit_code == 2 and "cmt-memory[serve]" in result.stderr
+    assert result.exit_code == 2 and "pip install -e '.[serve]'" in result.stderr

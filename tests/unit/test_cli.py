@@ -16,6 +16,7 @@ from cmt.commands.options import size
 from cmt.commands.train import read_texts
 from cmt.compressor import Compressor, CompressorConfig
 from cmt.errors import InputError
+from cmt.memory import BATCH_TOKENS
 from cmt.records import Fingerprint
 from tests import tiny
 
@@ -104,6 +105,11 @@ def test_help_names_every_command_and_imports_nothing_slow():
     for command in "demo add ask chat list show forget stats verify fetch train eval".split():
         assert f"\n  {command} " in shown
         assert done(command, "--help").output.startswith("Usage:")
+
+
+def test_the_help_of_add_tells_the_librarys_batch_tokens():
+    told = " ".join(done("add", "--help").output.split())
+    assert f"[default: {BATCH_TOKENS['cpu']}, on a GPU {BATCH_TOKENS['cuda']}]" in told
 
 
 def test_version():

@@ -291,7 +291,7 @@ def test_hub_errors(monkeypatch):
     with pytest.raises(InputError, match="expected split 'train' or 'dev', got 'validation'"):
         load_squad_from_hub("validation")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r'needs the datasets library.*"cmt-memory\[train\]"'):
+    with pytest.raises(InputError, match=r"needs the datasets library.*-e '\.\[train\]'"):
         load_squad_from_hub("dev")
 
     def load_dataset(hub_id, split):
