@@ -325,7 +325,7 @@ class Memory(Holdings):
         Args:
             question: One, or several.
             top_k: How many memories are read for a question.
-            rerank: How many of those found are re-ranked first; up to top_k: none.
+            rerank: How many of those found are re-ranked first, top_k at least; 0 or 1: none.
             aggregation: How several memories are read together.
             sampling: How tokens are chosen.
             batch_size: Questions answered together.

@@ -50,7 +50,7 @@ rerank_option = click.option(
     "--rerank",
     type=click.IntRange(min=0),
     help="How many of the memories found are re-ranked by how likely they make the "
-    "question; 0: none.  [default: the library's, 4]",
+    "question, all that are read at least; 0: none.  [default: the library's, 4]",
 )
 lexical_option = click.option(
     "--lexical",
