@@ -68,7 +68,9 @@ aggregate_option = click.option(
 min_score_option = click.option(
     "--min-score",
     type=click.FloatRange(-1, 1),
-    help='Say "I don\'t know." where no memory matches this well (cosine).  [default: never]',
+    help='Say "I don\'t know." where the cosine of question and first memory found is below this. '
+    "With the shipped compressor 0.398 abstains from one answerable question in ten and 96% of the "
+    "unanswerable.  [default: never]",
 )
 max_new_tokens_option = click.option(
     "--max-new-tokens",

@@ -52,10 +52,11 @@ class ChatRequest(Selecting):
     """A chat completion. Parameters that would change the answer and can't be had are refused.
 
     Beyond OpenAI's: `memory` (false: the frozen model alone), `top_k` (memories read), `rerank`
-    (memories found and re-ranked), `min_score` (least cosine; else "I don't know."), `attention`
-    (measure where the answer's attention went), and which documents it is about: `namespace`,
-    `tags`, `since`, `until`, `as_of`, `prefer_later`. Without `temperature` the likeliest tokens
-    are taken. `max_tokens` beyond the service's bound is cut to it.
+    (memories found and re-ranked), `min_score` (least cosine of question and first match;
+    else "I don't know."), `attention` (measure where the answer's attention went), and which
+    documents it is about: `namespace`, `tags`, `since`, `until`, `as_of`, `prefer_later`. Without
+    `temperature` the likeliest tokens are taken. `max_tokens` beyond the service's bound is cut to
+    it.
     """
 
     model_config = ConfigDict(strict=True)
