@@ -29,6 +29,7 @@ from cmt.records import Document
 from cmt.reranking import rerank_depth
 from cmt.resident import ResidentBank, learn, match_scores, reading_scores
 from cmt.training import train
+from cmt.training.state import has_training_state
 
 FOUND = 5  # documents told for R@5
 MOST_PLACES = 65_536  # memory tokens that a batch of questions reads together, on a CPU
@@ -216,7 +217,7 @@ class TrainedKvMemory(KvMemory):
         folder = materials.state_folder("kv_memory", run)
         checkpoint = folder / "checkpoint"
         if not (checkpoint / CONFIG).exists():
-            resume = (folder / "state").exists()
+            resume = has_training_state(folder / "state")
             made = train(run, materials.training, folder, resume=resume)
             fresh = folder / "checkpoint.new"  # renamed when whole: an interrupted one is no end
             save_pretrained(made, fresh)

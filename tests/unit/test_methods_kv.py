@@ -114,6 +114,8 @@ def test_a_trained_one_answers_from_its_checkpoint(tmp_path, monkeypatch) -> Non
     replies = [reply.text for reply in first.answer(ASKED)]
     # cut short between training and saving: it goes on from the state, which has no step to do
     checkpoint.rename(checkpoint.with_name("gone"))
+    state = checkpoint.with_name("state")
+    state.rename(state.with_name("state.old"))  # and while the state was saved once more
     steps = (checkpoint.parent / "metrics.jsonl").read_text()
     again = TrainedKvMemory.build(method_pieces.materials(tmp_path), KvMemoryConfig())
     assert (checkpoint.parent / "metrics.jsonl").read_text() == steps
