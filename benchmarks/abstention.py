@@ -1,8 +1,9 @@
-"""How well the cosine of question and best memory tells a question that the bank can't answer.
+"""How well the cosine of question and first match tells a question that the bank can't answer.
 
-Learns SQuAD paragraphs, half of the articles into one namespace and half into another, and asks
-all questions of the first: those on the other half have no answer there. Prints, for least
-scores, how many questions of either kind are abstained from, and the area under the ROC curve.
+Draws SQuAD paragraphs, learns those of every second article alone and asks questions on all of
+them: those on the others have no answer in the bank. The first match is the best after re-ranking,
+which `min_score` is compared with. Prints, for least scores, how many questions of either kind are
+abstained from, and the area under the ROC curve.
 
     python benchmarks/abstention.py DEV --documents 200 --questions 200
 """
@@ -27,7 +28,8 @@ REFUSED = (0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the answerable questions abs
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("squad", type=Path, help="A SQuAD v1.1 file.")
-    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--model", default="smollm2-135m", help="base model")
+    parser.add_argument("--checkpoint", type=Path, help="default: the one shipped for the model")
     parser.add_argument("--documents", type=int, default=200)
     parser.add_argument("--questions", type=int, default=200)
     arguments = parser.parse_args()
@@ -39,11 +41,14 @@ def main() -> None:
     asked = draw.sample(asked, min(arguments.questions, len(asked)))
     with (
         tempfile.TemporaryDirectory() as folder,
-        Memory.open(Path(folder) / "m.sqlite", checkpoint=arguments.checkpoint) as memory,
+        Memory.open(
+            Path(folder) / "m.sqlite", model=arguments.model, checkpoint=arguments.checkpoint
+        ) as memory,
     ):
         memory.add(Document(text=data.documents[number].text) for number in sorted(known))
         scores = np.array([memory.search(question.text)[0].score for question in asked])
         compressor = memory.compressor.fingerprint()
+        device = memory.compressor.base.device
     answerable = np.array([question.document in known for question in asked])
     yes, no = scores[answerable], scores[~answerable]
     result = {
@@ -64,7 +69,7 @@ def main() -> None:
             for share in REFUSED
         ],
         "compressor": compressor,
-        "machine": machine(),
+        "machine": machine(device),
     }
     print(json.dumps(result, indent=1))
 

@@ -34,7 +34,7 @@ from cmt.late_interaction import SHORTLIST
 from cmt.metrics import bootstrap_interval, f1
 from cmt.opening import load_compressor
 from cmt.reading import question_tokens, reading_start
-from cmt.resident import ResidentBank, chunks, learn, match_scores, rerank_scores
+from cmt.resident import ResidentBank, chunks, learn, match_scores, reading_scores
 
 ARTICLES = 20  # held out, as in training
 PLACES = {"cpu": 8192, "cuda": 262_144}  # memory tokens read in one batch
@@ -56,12 +56,13 @@ def main() -> None:
     began = time.perf_counter()
     with torch.no_grad():
         scores_QD = match_scores(compressor, bank, prompts, SHORTLIST, matched)
-        if options.rerank > 1:
-            scores_QD = rerank_scores(compressor, bank, prompts, scores_QD, options.rerank, matched)
+        ranked = reading_scores(
+            compressor, bank, prompts, scores_QD, (1, *options.top_k), options.rerank, matched
+        )
     matching_seconds = seconds_since(began, device)
     right_Q = torch.tensor([q.document for q in data.questions], device=device)
-    best = scores_QD.topk(min(max(options.top_k), len(bank.keys)), dim=1)
-    found_QM = bank.owners_D[best.indices] == right_Q[:, None]
+    best = {k: made_QD.topk(min(k, len(bank.keys)), dim=1) for k, made_QD in ranked.items()}
+    own = {k: bank.owners_D[best[k].indices] == right_Q[:, None] for k in options.top_k}
     made = {
         **asdict(stamp(device, options.commit)),
         "dataset": data.name,
@@ -72,7 +73,7 @@ def main() -> None:
         "compressor": compressor.fingerprint(),
         "compress_seconds": bank.seconds,
         "match_seconds": matching_seconds,
-        "found": {k: float(100 * found_QM[:, :k].any(1).float().mean()) for k in options.top_k},
+        "found": {k: float(100 * own_QM.any(1).float().mean()) for k, own_QM in own.items()},
         "rows": [],
     }
     print(
@@ -86,7 +87,7 @@ def main() -> None:
         began = time.perf_counter()
         places = options.places or PLACES[device.type]
         crossed = how == CROSS
-        predictions = answers(compressor, bank, prompts, best, top_k, way, places, crossed)
+        predictions = answers(compressor, bank, prompts, best[top_k], way, places, crossed)
         seconds = seconds_since(began, device) / len(prompts)
         overlaps = f1_of(predictions, data)
         alone = alone or overlaps  # the first one reads one memory
@@ -112,7 +113,9 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, nargs="+", default=[1, 2, 3, 5, 8])
     parser.add_argument("--ways", nargs="+", choices=(*WAYS, CROSS), default=list(WAYS))
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 2.0, 4.0])
-    parser.add_argument("--rerank", type=int, default=10, help="memories re-ranked; 0: none")
+    parser.add_argument(
+        "--rerank", type=int, default=10, help="memories re-ranked, all read at least; 0: none"
+    )
     parser.add_argument("--places", type=int, help="memory tokens read in one batch")
     parser.add_argument("--out", type=Path, help="JSON")
     parser.add_argument("--commit", help="of the code, where there is no repository to ask")
@@ -172,14 +175,13 @@ def answers(
     bank: ResidentBank,
     prompts: list[list[int]],
     best: Any,
-    top_k: int,
     way: Aggregation,
     places: int,
     crossed: bool = False,
 ) -> list[str]:
-    """The answer to each question from its top_k memories; `best` are values and indices (Q, M)."""
+    """The answer to each question from its best memories, given as values and indices (Q, M)."""
     base, config = compressor.base, compressor.config
-    indices_QM, scores_QM = best.indices[:, :top_k], best.values[:, :top_k]
+    indices_QM, scores_QM = best.indices, best.values
     size = max(1, places // (config.memory_tokens * indices_QM.shape[1]))
     predictions = [""] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

@@ -29,21 +29,23 @@ DEMO = HERE.parent / "cmt" / "demo" / "documents.jsonl"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--model", default="smollm2-135m", help="base model")
+    parser.add_argument("--checkpoint", type=Path, help="default: the one shipped for the model")
     parser.add_argument("--squad", type=Path, help="A SQuAD v1.1 file, for the cost.")
     parser.add_argument("--documents", type=int, default=200)
     parser.add_argument("--questions", type=int, default=100)
     arguments = parser.parse_args()
     pairs = [json.loads(line) for line in (HERE / "data" / "freshness.jsonl").open()]
+    model = {"model": arguments.model, "checkpoint": arguments.checkpoint}
     with tempfile.TemporaryDirectory() as folder:
-        with Memory.open(Path(folder) / "pairs.sqlite", checkpoint=arguments.checkpoint) as memory:
+        with Memory.open(Path(folder) / "pairs.sqlite", **model) as memory:
             result = {"pairs": len(pairs), **measure_pairs(memory, pairs)}
             compressor = memory.compressor.fingerprint()
+            device = memory.compressor.base.device
         if arguments.squad is not None:
-            path = Path(folder) / "squad.sqlite"
-            with Memory.open(path, checkpoint=arguments.checkpoint) as memory:
+            with Memory.open(Path(folder) / "squad.sqlite", **model) as memory:
                 result["random_dates"] = measure_cost(memory, arguments)
-    result |= {"compressor": compressor, "machine": machine()}
+    result |= {"compressor": compressor, "machine": machine(device)}
     print(json.dumps(result, indent=1))
 
 

@@ -13,11 +13,10 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +24,13 @@ import torch
 from torch.nn.functional import normalize
 
 from cmt.bank import Bank
+from cmt.evaluation.results import stamp
 from cmt.matching import KeyIndex
 from cmt.records import Document, EncodedPiece, Fingerprint
 from cmt.selection import select
 
 FINGERPRINT = Fingerprint(base_model="benchmark", compressor="benchmark")
+CPU = torch.device("cpu")
 DOCUMENTS_A_BATCH = 1000
 HALF = select(namespace="other")
 ONE_IN_20 = select(namespace=None, tags=["tag 7"])
@@ -151,26 +152,17 @@ def timed(prepare: Callable[[], Callable[[], object]], repeats: int) -> dict[str
     }
 
 
-def machine() -> dict[str, object]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
+def machine(device: torch.device = CPU) -> dict[str, object]:
+    """The stamp of a result made on `device`, and more of the processor."""
     return {
+        **asdict(stamp(device)),
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "all cores"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
         "numpy": np.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
     }
 
 

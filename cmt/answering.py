@@ -57,9 +57,14 @@ class Found:
     older: tuple[Match, ...] = ()
 
     def fits(self, min_score: float | None) -> bool:
-        """Whether there is a memory to answer from, with a cosine of at least `min_score`."""
-        least = -1.0 if min_score is None else min_score
-        return any(match.score >= least for match in self.matches)
+        """Whether there is a memory to answer from, the first with a cosine of `min_score` on.
+
+        The first is the best by all that makes up a logit, re-ranking included; another may have
+        a larger cosine. It tells no worse than the largest does (docs/LOG.md).
+        """
+        if min_score is None or not self.matches:
+            return bool(self.matches)
+        return self.matches[0].score >= min_score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

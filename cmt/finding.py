@@ -23,7 +23,7 @@ from cmt.errors import BankError, CorruptRecordError, InputError, UnknownIdError
 from cmt.late_interaction import SHORTLIST, shortlist_scores, stacked
 from cmt.lexical import LexicalIndex, checked_weight
 from cmt.matching import Hit, KeyIndex
-from cmt.reranking import question_log_likelihoods
+from cmt.reranking import question_log_likelihoods, rerank_depth
 from cmt.selection import Selection
 from cmt.tensors import move
 
@@ -41,7 +41,7 @@ class Search:
 
     Attributes:
         top_k: How many are read for a question.
-        rerank: How many of those found are re-ranked first; up to top_k: none.
+        rerank: How many of those found are re-ranked first, top_k at least; 0 or 1: none.
         prefer_later: A candidate gives way to a later one on its subject (freshness.py).
         temperature: Of their weights (aggregating.py).
         lexical: Weight of BM25 beside the logit of matching (lexical.py); 0: none.
@@ -96,19 +96,18 @@ class Finder:
             EmptyBankError: The bank holds no memory.
             InputError: A lexical weight without bm25s.
         """
-        top_k, again = search.top_k, search.rerank > search.top_k
+        top_k, depth = search.top_k, rerank_depth(search.top_k, search.rerank)
         words = asked if search.lexical else None
         if words is not None and self._lexical is None:
             self._lexical = LexicalIndex(self._bank)
         with self._model:
             encoded = encode_questions(self._compressor, questions)
-        most = max(top_k, search.rerank)
         hits, found = self._candidates(
-            encoded, most, selection, with_tensors or again, words, search.lexical
+            encoded, depth or top_k, selection, with_tensors or depth > 0, words, search.lexical
         )
         scale = self._compressor.scale().item()
         likelihoods: Sequence[torch.Tensor | None] = [None] * len(found)
-        if again and any(own.matches for own in found):
+        if depth and any(own.matches for own in found):
             likelihoods = list(self._likelihoods(questions, found))
         return [
             best(

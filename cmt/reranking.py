@@ -4,7 +4,8 @@ Self-matching compares two vectors. Here the frozen model itself reads the quest
 of the best memories, and log P(q | Mⁱ), the sum over the question's tokens, joins the score: a
 memory that makes the question likely is one the question was asked about. (Query likelihood,
 as in unsupervised passage re-ranking, arXiv 2204.07496; here with memories for passages.) It
-needs no training and no outside retriever, and reads each question once a candidate.
+needs no training and no outside retriever, and reads each question once a candidate. All that may
+be read for an answer are candidates (`rerank_depth`), since likelihoods weigh them too.
 
 Shape legend: B questions, C candidates each, P pairs of a question and a memory, D memories, L
 layers, G key/value heads, K memory tokens, E head size.
@@ -27,6 +28,15 @@ from cmt.tensors import move
 
 LIKELIHOOD_WEIGHT = 0.4
 """What log P(q | M) counts beside the logits of matching; chosen on validation (docs/LOG.md)."""
+
+
+def rerank_depth(top_k: int, rerank: int) -> int:
+    """How many of the memories found are re-ranked where the `top_k` best are read; 0: none.
+
+    With re-ranking on (`rerank` from 2 on) at least those that are read: order and weights of all
+    of them come from the same sum. A `rerank` of 0 or 1 turns it off.
+    """
+    return max(top_k, rerank) if rerank > 1 else 0
 
 
 @torch.no_grad()

@@ -26,7 +26,12 @@ from cmt.errors import InputError
 from cmt.late_interaction import SHORTLIST, QuestionVectors, shortlist_scores
 from cmt.lexical import library
 from cmt.reading import reading_start
-from cmt.reranking import LIKELIHOOD_WEIGHT, combined_scores, question_log_likelihoods
+from cmt.reranking import (
+    LIKELIHOOD_WEIGHT,
+    combined_scores,
+    question_log_likelihoods,
+    rerank_depth,
+)
 from cmt.splitting import split_all
 
 MOST_RERANKED = 2048  # readings of a question in one pass; each has logits of the vocabulary
@@ -154,21 +159,58 @@ def rerank_scores(
     batch_size: int,
     weight: float = LIKELIHOOD_WEIGHT,
 ) -> Tensor:
-    """Scores with the best of each question re-ranked among themselves, above all others."""
-    depth = min(rerank, scores_QD.shape[1])
-    found = scores_QD.topk(depth, dim=1)
-    reranked_QC = torch.empty_like(found.values)
-    at_once = max(1, min(batch_size, MOST_RERANKED // depth))
+    """Scores with the best `rerank` of each question re-ranked, above all others."""
+    values_QC, chosen_QC = scores_QD.topk(min(rerank, scores_QD.shape[1]), dim=1)
+    likelihoods_QC = _likelihoods(compressor, bank, prompts, chosen_QC, batch_size)
+    return _rescored(scores_QD, chosen_QC, combined_scores(values_QC, likelihoods_QC, weight))
+
+
+def reading_scores(
+    compressor: Compressor,
+    bank: ResidentBank,
+    prompts: Sequence[Sequence[int]],
+    scores_QD: Tensor,
+    top_k: Sequence[int],
+    rerank: int,
+    batch_size: int,
+) -> dict[int, Tensor]:
+    """The scores by which the k best are read, (Q, D), for each k: as `Memory.ask` re-ranks.
+
+    Likelihoods are read once, for the largest k; where re-ranking is off the scores are as given.
+    """
+    depths = {k: min(rerank_depth(k, rerank), scores_QD.shape[1]) for k in top_k}
+    deepest = max(depths.values())
+    if not deepest:
+        return dict.fromkeys(top_k, scores_QD)
+    values_QC, chosen_QC = scores_QD.topk(deepest, dim=1)
+    likelihoods_QC = _likelihoods(compressor, bank, prompts, chosen_QC, batch_size)
+    again_QC = combined_scores(values_QC, likelihoods_QC)
+    made = {
+        depth: _rescored(scores_QD, chosen_QC[:, :depth], again_QC[:, :depth])
+        for depth in set(depths.values())
+    }
+    return {k: made[depth] for k, depth in depths.items()}
+
+
+def _likelihoods(
+    compressor: Compressor,
+    bank: ResidentBank,
+    prompts: Sequence[Sequence[int]],
+    chosen_QC: Tensor,
+    batch_size: int,
+) -> Tensor:
+    """Log P(q | M) of every question with its candidates, (Q, C)."""
+    likelihoods_QC = torch.empty(chosen_QC.shape, device=chosen_QC.device)
+    at_once = max(1, min(batch_size, MOST_RERANKED // chosen_QC.shape[1]))
     for rows in chunks(range(len(prompts)), at_once):
-        likelihoods_BC = question_log_likelihoods(
+        likelihoods_QC[rows] = question_log_likelihoods(
             compressor.base,
             [prompts[i] for i in rows],
             bank.memories,
-            found.indices[rows],
+            chosen_QC[rows],
             reading_start(compressor.config.max_piece_tokens),
         )
-        reranked_QC[rows] = combined_scores(found.values[rows], likelihoods_BC, weight)
-    return _rescored(scores_QD, found.indices, reranked_QC)
+    return likelihoods_QC
 
 
 def _compared(

@@ -1,4 +1,4 @@
-"""The first of three runs behind the shipped compressor: 32 memory tokens, SQuAD v1.1.
+"""The first of four runs behind the shipped compressor: 32 memory tokens, SQuAD v1.1.
 
 Run on one H200 with::
 

@@ -1,4 +1,4 @@
-"""The second of three runs behind the shipped compressor: on changed and made data.
+"""The second of four runs behind the shipped compressor: on changed and made data.
 
 The first run (`smollm2_135m.py`) saw SQuAD's training paragraphs 21 times and knew its answers by
 heart. This one begins with its weights and goes on over the same paragraphs cropped and joined,
@@ -7,10 +7,17 @@ Wikipedia texts with made questions. A quarter of the steps compress into 16 tok
 
     python benchmarks/make_substituted.py SQUAD/train-v1.1.json SUBSTITUTED.jsonl.gz \
         --copies 1 --share 1.0
-    python benchmarks/make_cloze.py SQUAD/train-v1.1.json MORE.jsonl.gz --spacy … # docs/LOG.md
-    python benchmarks/make_cloze.py SUMMARIES.json WIKITEXT.raw WIKI.jsonl.gz --spacy …
+    HELD="--held-out SQUAD/dev-v1.1.json --held-out new_wiki_v1.0.json"
+    python benchmarks/make_cloze.py SQUAD/train-v1.1.json SQUAD_MORE.jsonl.gz --spacy $HELD \
+        --training SQUAD/train-v1.1.json
+    python benchmarks/make_cloze.py wikipedia_summaries.json.gz train.raw.gz WIKI_MORE.jsonl.gz \
+        --spacy $HELD --training SQUAD/train-v1.1.json
     cmt train recipes/smollm2_135m_further.py --data SQUAD --start-from FIRST_CHECKPOINT \
-        --extra MORE.jsonl.gz --extra SUBSTITUTED.jsonl.gz --extra WIKI.jsonl.gz --out runs/further
+        --extra SQUAD_MORE.jsonl.gz --extra SUBSTITUTED.jsonl.gz --extra WIKI_MORE.jsonl.gz \
+        --out runs/further
+
+`new_wiki_v1.0.json` is SQuADShifts' new Wikipedia set, `wikipedia_summaries.json.gz` is told in the
+first recipe, `train.raw.gz` is WikiText-2's training part.
 """
 
 from cmt.compressor import CompressorConfig

@@ -9,9 +9,10 @@ that matches them well, as re-ranking wants. Two of five steps compress into 16 
     python benchmarks/make_substituted.py SQUAD/train-v1.1.json SUBSTITUTED.jsonl.gz \
         --copies 4 --share 1.0
     cmt train recipes/smollm2_135m_third.py --data SQUAD --start-from SECOND_CHECKPOINT \
-        --extra MORE.jsonl.gz --extra SUBSTITUTED.jsonl.gz --extra WIKI.jsonl.gz --out runs/third
+        --extra SQUAD_MORE.jsonl.gz --extra SUBSTITUTED.jsonl.gz --extra WIKI_MORE.jsonl.gz \
+        --out runs/third
 
-MORE and WIKI are made as for the second run.
+SQUAD_MORE and WIKI_MORE are made as for the second run.
 """
 
 from cmt.compressor import CompressorConfig
@@ -19,7 +20,7 @@ from cmt.training import BatchConfig, ObjectiveConfig, TrainingConfig
 
 
 def recipe() -> TrainingConfig:
-    """The run whose result is in `cmt/checkpoints/smollm2-135m`; docs/LOG.md says what came out."""
+    """The third run; docs/LOG.md says what came out."""
     return TrainingConfig(
         base_model="smollm2-135m",
         held_out_articles=20,

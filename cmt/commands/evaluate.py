@@ -46,8 +46,13 @@ def _numbers(ctx: click.Context, option: click.Parameter, value: str) -> tuple[i
 @click.option("--bank-size", type=click.IntRange(min=1), help="Learn only the first N documents.")
 @memory_tokens_option
 @click.option("--top-k", callback=_numbers, default="1", show_default=True, help="E.g. 1,3.")
-@click.option("--rerank", type=click.IntRange(min=0), default=4, show_default=True,
-              help="How many memories are re-ranked; 0: none.")  # fmt: skip
+@click.option(
+    "--rerank",
+    type=click.IntRange(min=0),
+    default=4,
+    show_default=True,
+    help="How many memories are re-ranked, all that are read at least; 0: none.",
+)
 @lexical_option
 @aggregate_option
 @click.option(

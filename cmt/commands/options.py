@@ -50,7 +50,7 @@ rerank_option = click.option(
     "--rerank",
     type=click.IntRange(min=0),
     help="How many of the memories found are re-ranked by how likely they make the "
-    "question; 0: none.  [default: the library's, 4]",
+    "question, all that are read at least; 0: none.  [default: the library's, 4]",
 )
 lexical_option = click.option(
     "--lexical",
@@ -68,7 +68,9 @@ aggregate_option = click.option(
 min_score_option = click.option(
     "--min-score",
     type=click.FloatRange(-1, 1),
-    help='Say "I don\'t know." where no memory matches this well (cosine).  [default: never]',
+    help='Say "I don\'t know." where the cosine of question and first memory found is below this. '
+    "With the shipped compressor 0.398 abstains from one answerable question in ten and 96% of the "
+    "unanswerable.  [default: never]",
 )
 max_new_tokens_option = click.option(
     "--max-new-tokens",

@@ -31,7 +31,7 @@ from cmt.resident import (
     learn,
     lexical_scores,
     match_scores,
-    rerank_scores,
+    reading_scores,
     with_lexical,
 )
 
@@ -59,7 +59,7 @@ class QAResult:
 
     Attributes:
         found, given: Scores by top_k ("top_1", …) and with the right memory given.
-        recall: Share of questions whose document is among the best k.
+        recall: Share of questions whose document is among the best k, `rerank` of them re-ranked.
         compress_seconds, answer_seconds: Wall-clock, the first over all documents, the
             second over all questions of one reading.
     """
@@ -102,7 +102,8 @@ def evaluate(  # noqa: PLR0913
         dataset: What is learned and asked.
         top_k: Numbers of memories to aggregate, a row of scores each.
         given: Also score with the right memory given.
-        rerank: How many memories are found and re-ranked (reranking.py); 0: none.
+        rerank: How many memories are found and re-ranked (reranking.py), for each number in
+            `top_k` so many at least; 0 or 1: none.
         shortlist: How many memories are found by key and compared by late interaction, where
             the compressor has it; 0: none.
         lexical: Weight of BM25 on the documents' texts beside the logit of matching; 0: none.
@@ -132,31 +133,27 @@ def evaluate(  # noqa: PLR0913
     scores_QD = match_scores(compressor, bank, prompts, shortlist, batch_size)
     if checked_weight(lexical):
         scores_QD = with_lexical(scores_QD, lexical * lexical_scores(dataset, bank), shortlist)
-    match_seconds = 0.0
-    if rerank > 1:
-        began = time.perf_counter()
-        scores_QD = rerank_scores(compressor, bank, prompts, scores_QD, rerank, batch_size)
-        match_seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    ranked = reading_scores(compressor, bank, prompts, scores_QD, (1, *top_k), rerank, batch_size)
+    match_seconds = time.perf_counter() - began
     right_Q = torch.tensor([q.document for q in dataset.questions], device=base.device)
     own_QD = bank.owners_D[None] == right_Q[:, None]
-    ranks = document_ranks(scores_QD, own_QD, bank.owners_D, len(dataset.documents))
+    ranks = document_ranks(ranked[1], own_QD, bank.owners_D, len(dataset.documents))
     sampling = Sampling(max_new_tokens=max_new_tokens, alpha=alpha)
-    readings: dict[str, Tensor] = {
-        f"top_{k}": scores_QD.topk(min(k, len(bank.keys)), dim=1).indices for k in top_k
-    }
+    readings = {f"top_{k}": ranked[k].topk(min(k, len(bank.keys)), dim=1) for k in top_k}
     if given:
-        readings["given"] = scores_QD.masked_fill(~own_QD, -torch.inf).argmax(1, keepdim=True)
+        readings["given"] = ranked[1].masked_fill(~own_QD, -torch.inf).topk(1, dim=1)
     results: dict[str, Scores] = {}
     seconds: dict[str, float] = {"rerank": match_seconds} if rerank > 1 else {}
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for name, chosen_QM in readings.items():
+    for name, best in readings.items():
         began = time.perf_counter()
         predictions = [""] * len(prompts)
         for rows in chunks(by_length, batch_size):
             index = torch.tensor(rows, device=base.device)
-            chosen_BM = chosen_QM[index]
-            scores_BM = scores_QD[index].gather(1, chosen_BM)
-            prefix = aggregation.resident_prefix(bank.memories, chosen_BM, scores_BM)
+            prefix = aggregation.resident_prefix(
+                bank.memories, best.indices[index], best.values[index]
+            )
             texts = generate(
                 base,
                 [prompts[i] for i in rows],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cmt.errors import InputError
 from cmt.training import learning_rate_factor
 from cmt.training.log import TrainingLog
-from cmt.training.state import load_training_state, save_training_state
+from cmt.training.state import has_training_state, load_training_state, save_training_state
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +84,7 @@ def fit(
     )
     state = folder / "state"
     step, before = 0, 0.0
-    if state.exists():
+    if has_training_state(state):
         step, before = load_training_state(state, module, optimizer)
     done_before = step
     began = saved = time.monotonic()
@@ -108,7 +108,9 @@ def fit(
             if time.monotonic() - saved > config.save_seconds:
                 save_training_state(state, module, optimizer, step, _since(began, before))
                 saved = time.monotonic()
-    if step > done_before or not state.exists():  # others may read a finished one just now
+    if step > done_before or not has_training_state(
+        state
+    ):  # others may read a finished one just now
         save_training_state(state, module, optimizer, step, _since(began, before))
     module.eval()
     return step

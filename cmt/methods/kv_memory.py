@@ -26,8 +26,10 @@ from cmt.methods.method import Reply, Stored
 from cmt.opening import find_checkpoint
 from cmt.reading import question_tokens, reading_start
 from cmt.records import Document
-from cmt.resident import ResidentBank, learn, match_scores, rerank_scores
+from cmt.reranking import rerank_depth
+from cmt.resident import ResidentBank, learn, match_scores, reading_scores
 from cmt.training import train
+from cmt.training.state import has_training_state
 
 FOUND = 5  # documents told for R@5
 MOST_PLACES = 65_536  # memory tokens that a batch of questions reads together, on a CPU
@@ -39,7 +41,7 @@ class KvMemoryConfig:
 
     Attributes:
         top_k: Memories read for a question; 0: the whole bank, weighted by how they match.
-        rerank: Memories found and re-ranked by the frozen model; 0: none.
+        rerank: Memories found and re-ranked by the frozen model, top_k at least; 0 or 1: none.
         shortlist: Memories compared by late interaction, where the compressor has it; 0: none.
         aggregate, temperature: How several memories are read together, `Aggregation`'s.
         alpha, matching: Of the training objective; None leaves what the recipe says.
@@ -138,14 +140,13 @@ class KvMemory:
         prompts = question_tokens(base.tokenizer, questions)
         size = self._answers.batch_size
         scores_QD = match_scores(self._compressor, bank, prompts, config.shortlist, size)
-        if config.rerank > 1:
-            scores_QD = rerank_scores(
-                self._compressor, bank, prompts, scores_QD, config.rerank, size
-            )
+        M = min(config.top_k or len(bank.keys), len(bank.keys))
+        scores_QD = reading_scores(
+            self._compressor, bank, prompts, scores_QD, [M], config.rerank, size
+        )[M]
         if documents is not None:
             given_Q1 = torch.tensor(documents, device=base.device)[:, None]
             scores_QD = scores_QD.masked_fill(bank.owners_D != given_Q1, -torch.inf)
-        M = min(config.top_k or len(bank.keys), len(bank.keys))
         best = scores_QD.topk(max(M, min(2 * FOUND, len(bank.keys))), dim=1)
         K = self._compressor.config.memory_tokens
 
@@ -163,7 +164,7 @@ class KvMemory:
             stop_tokens=self._compressor.stop_tokens,
         )
         owners = bank.owners_D[best.indices[:, : 2 * FOUND]].tolist()
-        looks = min(config.rerank, len(bank.keys)) if config.rerank > 1 else 0  # by re-ranking
+        looks = min(rerank_depth(M, config.rerank), len(bank.keys))  # by re-ranking
         reads = M if config.aggregation.is_separate else 1  # of a question, to answer it
         return [
             Reply(
@@ -216,7 +217,7 @@ class TrainedKvMemory(KvMemory):
         folder = materials.state_folder("kv_memory", run)
         checkpoint = folder / "checkpoint"
         if not (checkpoint / CONFIG).exists():
-            resume = (folder / "state").exists()
+            resume = has_training_state(folder / "state")
             made = train(run, materials.training, folder, resume=resume)
             fresh = folder / "checkpoint.new"  # renamed when whole: an interrupted one is no end
             save_pretrained(made, fresh)

@@ -65,8 +65,8 @@ class ChatRequest(Selecting, Strict):
     So is a name that neither OpenAI's API has nor this one. Beyond OpenAI's: `memory` (false: the
     frozen model alone), `top_k` (memories read), `rerank` (memories found and re-ranked),
     `lexical` (weight of BM25 in finding them), `aggregate` (how several are read), `min_score`
-    (least cosine; else "I don't know."), `attention` (measure where the answer's attention went),
-    and which documents it is about: `namespace`, `tags`, `since`, `until`, `as_of`,
+    (least cosine of question and first match; else "I don't know."), `attention` (measure where the
+    answer's attention went), and which documents it is about: `namespace`, `tags`, `since`, `until`, `as_of`,
     `prefer_later`; those that aren't given are as the service is set. Without `temperature` the
     likeliest tokens are taken. `max_tokens` beyond the service's bound is cut to it.
     """

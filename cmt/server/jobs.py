@@ -28,7 +28,7 @@ class Wish:
         seed: Fixes sampling; such a question is answered alone, since sampling depends on the
             batch.
         search: Only find the memories, generate nothing.
-        min_score: Least cosine of question and best memory.
+        min_score: Least cosine of question and first match, the best after re-ranking.
         prefer_later: Of memories on one subject that match about as well, the later.
         namespace, tags, since, until, as_of: As in `Filters`.
     """

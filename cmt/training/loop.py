@@ -188,7 +188,9 @@ def _set_up(
     torch.manual_seed(config.seed)
     accelerator = Accelerator(
         mixed_precision="bf16" if torch.cuda.is_available() else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[  # the one buffer, stale keys, is each process's own
+            DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+        ],
     )
     if accelerator.num_processes > 1:  # else its threads may abort a process that ends
         atexit.register(accelerator.state.destroy_process_group)

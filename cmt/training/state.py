@@ -1,4 +1,4 @@
-"""What a training run needs to go on: weights, stale keys, optimizer moments, step, clock.
+"""What a training run needs to go on: weights, buffers, optimizer moments, step, clock.
 
 Safetensors and JSON, no pickle. Written to a sibling folder first and renamed, so that an
 interrupted save leaves the previous state whole, here or in the sibling ``.old``.
@@ -35,18 +35,22 @@ def save_training_state(
     tensors = {f"module/{name}": tensor for name, tensor in module.state_dict().items()}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{number}/{name}": value for name, value in values.items()}
-    fresh = folder.with_name(folder.name + ".new")
+    fresh, old = folder.with_name(folder.name + ".new"), _before(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     save_file({name: t.detach().clone().contiguous() for name, t in tensors.items()},
               fresh / "state.safetensors")  # fmt: skip
     (fresh / "state.json").write_text(json.dumps({"step": step, "seconds": seconds}) + "\n")
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # else the sibling may be the only one that is whole
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def has_training_state(folder: Path) -> bool:
+    """Whether there is a state that `load_training_state` would look into, whole or damaged."""
+    return folder.exists() or _before(folder).exists()
 
 
 def load_training_state(
@@ -60,11 +64,10 @@ def load_training_state(
     Raises:
         CheckpointError: There is no state in `folder`, or it is damaged or of another run.
     """
-    old = folder.with_name(folder.name + ".old")
-    if not folder.exists() and old.exists():  # interrupted between the two renames
-        folder = old
-    if not (folder / "state.json").exists():
+    if not has_training_state(folder):
         raise CheckpointError(f"expected a training state in {folder} to resume, found none")
+    if not folder.exists():  # interrupted between the two renames
+        folder = _before(folder)
     try:
         tensors = load_file(folder / "state.safetensors")
         saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -87,3 +90,8 @@ def load_training_state(
             state.setdefault(int(number), {})[part] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return step, seconds
+
+
+def _before(folder: Path) -> Path:
+    """Where the state before is while a new one takes its place."""
+    return folder.with_name(folder.name + ".old")

@@ -55,9 +55,14 @@ class ObjectiveConfig:
 
 
 class TrainingStep(nn.Module):
-    """The whole step as one module, so that Accelerate can wrap it for several processes."""
+    """The whole step as one module, so that Accelerate can wrap it for several processes.
 
-    stale_keys_XC: Tensor
+    Attributes:
+        stale_keys_XC: Where `ObjectiveConfig.stale_keys` keeps them, each process its own (a saved
+            state holds the first one's); else None.
+    """
+
+    stale_keys_XC: Tensor | None
 
     def __init__(
         self,
@@ -77,8 +82,11 @@ class TrainingStep(nn.Module):
         self._base = (base,)
         self.compressor = compressor
         self.config = config
-        keys = torch.zeros(corpus, compressor.config.key_size, device=base.device)
-        self.register_buffer("stale_keys_XC", keys, persistent=True)
+        keys = None
+        if config.stale_keys:
+            keys = torch.zeros(corpus, compressor.config.key_size, device=base.device)
+        self.register_buffer("stale_keys_XC", keys)
+        self.register_load_state_dict_pre_hook(_without_unused_keys)  # type: ignore[no-untyped-call]
 
     def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """Losses and measurements of a batch, each a scalar; ``"loss"`` is to be minimised."""
@@ -131,7 +139,7 @@ class TrainingStep(nn.Module):
 
     def _matching(self, encoded: Encoded, batch: TrainingBatch) -> Tensor:
         stale, allowed = None, None
-        if self.config.stale_keys:
+        if self.stale_keys_XC is not None:
             stale = self.stale_keys_XC.clone()
             allowed = stale.any(dim=1)
             allowed[batch.document_ids_D] = False
@@ -174,6 +182,14 @@ class TrainingStep(nn.Module):
         noise_BD = torch.randn_like(scores_BD) * self.config.distractor_noise
         others_BD = (scores_BD.detach() + noise_BD).scatter(1, own_B[:, None], -torch.inf)
         return others_BD.topk(count, dim=1).indices
+
+
+def _without_unused_keys(
+    module: TrainingStep, state: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """States saved when runs without stale keys held them too, all 0, still load."""
+    if module.stale_keys_XC is None:
+        state.pop(f"{prefix}stale_keys_XC", None)
 
 
 def _compared(losses_T: Tensor, batch: TrainingBatch, scale: float) -> Tensor:

@@ -59,7 +59,7 @@ def test_every_row_is_what_evaluation_says(files: Path) -> None:
     ran = run(
         "aggregation.py", files / "train.json", "--model", files / "model",
         "--checkpoint", files / "checkpoint", "--device", "cpu", "--articles", 2,
-        "--top-k", 3, 1, "--temperatures", 1, 2, "--rerank", 4, "--out", out,
+        "--top-k", 6, 3, 1, "--temperatures", 1, 2, "--rerank", 4, "--out", out,
         "--commit", "abc1234",
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
@@ -69,9 +69,14 @@ def test_every_row_is_what_evaluation_says(files: Path) -> None:
     assert str(files) not in out.read_text()
     assert [(row["top_k"], row["how"], row["temperature"]) for row in made["rows"]] == [
         (1, "concatenate", 1.0),
-        *((3, how, t) for how in ("concatenate", "mix", "posterior") for t in (1.0, 2.0)),
+        *(
+            (k, how, t)
+            for k in (3, 6)
+            for how in ("concatenate", "mix", "posterior")
+            for t in (1.0, 2.0)
+        ),
     ]
-    assert len(ran.stdout.splitlines()) == 2 + 7
+    assert len(ran.stdout.splitlines()) == 2 + 13
     assert made["rows"][0]["f1_gain"] == 0.0
     _, data = hold_out(load_squad(files / "train.json", strict=False), articles=2)
     compressor = load_compressor(str(files / "model"), files / "checkpoint", device="cpu")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from cmt.aggregating import Aggregation
 from cmt.aggregation import aggregate, matching_weights
+from cmt.bank import Bank
 from cmt.compressor import Compressor
 from cmt.datasets.qa import QADataset, Question
 from cmt.encoding import encode_documents, encode_questions
@@ -17,6 +20,8 @@ from cmt.evaluation import qa
 from cmt.evaluation.qa import evaluate, score
 from cmt.generation import Sampling, generate
 from cmt.late_interaction import late_scores
+from cmt.memory import Memory
+from cmt.opening import fingerprint
 from cmt.reading import question_tokens
 from cmt.records import Document
 from cmt.reranking import combined_scores, question_log_likelihoods
@@ -108,7 +113,7 @@ def test_readings_are_the_questions_answered_alone(
 def test_reranked_readings_are_those_questions_alone(
     compressor: Compressor, dataset: QADataset, depth: int
 ) -> None:
-    """The best by key, read one at a time by the frozen model; the others stay below them."""
+    """The best by key, all that are read among them, read one at a time by the frozen model."""
     bank = learn(compressor, dataset)
     prompts = question_tokens(compressor.base.tokenizer, [q.text for q in dataset.questions])
     scale = compressor.scale().item()
@@ -119,19 +124,15 @@ def test_reranked_readings_are_those_questions_alone(
     ranks = []
     for number, prompt in enumerate(prompts):
         cosines = (encode_questions(compressor, [prompt]).keys_QC @ bank.keys.T)[0]
-        order = cosines.argsort(descending=True)
-        best, rest = order[:depth], order[depth:]
+        by_key = cosines.argsort(descending=True)
         likelihoods = question_log_likelihoods(
-            compressor.base, [prompt], bank.memories, best[None], 97
+            compressor.base, [prompt], bank.memories, by_key[None], 97
         )
-        scores = combined_scores(cosines[best] * scale, likelihoods[0])
-        again = scores.argsort(descending=True)
-        order = torch.cat([best[again], rest])
-        # those behind keep their distances by key, and lie at least 1 below
-        below = cosines[rest] * scale - cosines[best[0]] * scale + scores.min() - 1
-        values = torch.cat([scores[again], below])
-        for k in (1, 5):
-            weights = matching_weights(values[:k], 1.0)
+        logits = combined_scores(cosines[by_key] * scale, likelihoods[0])
+        for k in (5, 1):
+            again = logits[: max(k, depth)].argsort(descending=True)
+            order = torch.cat([by_key[again], by_key[max(k, depth) :]])
+            weights = matching_weights(logits[again[:k]], 1.0)
             prefix = aggregate([[bank.memories[i] for i in order[:k].tolist()]], [weights])
             [text] = generate(
                 compressor.base, [prompt], prefix, start=97, sampling=Sampling(max_new_tokens=6)
@@ -148,6 +149,27 @@ def test_reranked_readings_are_those_questions_alone(
         "re-ranking changes nothing: nothing is shown"
     )
     assert set(result.answer_seconds) == {"rerank", "top_1", "top_5", "given"}
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 4, 5])
+def test_what_is_found_and_answered_is_what_a_memory_says(tmp_path: Path, top_k: int) -> None:
+    compressor = small.compressor().eval().requires_grad_(False)
+    dataset = small.dataset(12)  # no two memories alike
+    options = {"rerank": 4, "aggregation": Aggregation(how="concatenate")}
+    result = evaluate(
+        compressor, dataset, top_k=(top_k,), max_new_tokens=6, resamples=10, **options
+    )
+    bank = Bank.open(tmp_path / "bank.sqlite", fingerprint(compressor))
+    asked = [question.text for question in dataset.questions]
+    with Memory(bank, compressor) as memory:
+        memory.add(replace(own, id=f"{number}") for number, own in enumerate(dataset.documents))
+        answers = memory.ask(asked, top_k=top_k, sampling=Sampling(max_new_tokens=6), **options)
+        first = [memory.search(text)[0].document_id for text in asked]
+    for answer, prediction in zip(answers, result.found[top_k].predictions, strict=True):
+        assert answer.text == prediction
+        assert all(match.log_likelihood is not None for match in answer.matches)
+    right = [own == f"{q.document}" for own, q in zip(first, dataset.questions, strict=True)]
+    assert result.recall[1] == pytest.approx(100 * sum(right) / len(right))
 
 
 def test_the_result_says_what_was_measured(compressor: Compressor, dataset: QADataset) -> None:

@@ -399,9 +399,22 @@ def test_candidates_are_re_ranked_by_how_likely_they_make_the_question(learned, 
     assert [match.score for match in again] == [by_key[2].score, by_key[1].score]
 
 
-def test_a_rerank_no_deeper_than_top_k_reads_nothing_more(learned, monkeypatch):
+@pytest.mark.parametrize(("top_k", "rerank"), [(2, 2), (3, 2), (3, 3)])
+def test_all_that_are_read_are_re_ranked(learned, monkeypatch, top_k, rerank):
+    by_key = learned.search("Who built it?", top_k=top_k, rerank=0)
+    worst_first = torch.tensor([[-900.0, -600.0, -300.0][:top_k]])
+    monkeypatch.setattr(finding, "question_log_likelihoods", lambda *_, **__: worst_first)
+    again = learned.search("Who built it?", top_k=top_k, rerank=rerank)
+    assert [match.memory_id for match in again] == [match.memory_id for match in by_key][::-1]
+    assert [match.log_likelihood for match in again] == worst_first[0].tolist()[::-1]
+    assert again[0].weight == pytest.approx(1.0)  # 300 · 0.4 logits above the next
+
+
+@pytest.mark.parametrize("rerank", [0, 1])
+def test_a_rerank_of_one_at_most_reads_nothing_more(learned, monkeypatch, rerank):
     monkeypatch.setattr(finding, "question_log_likelihoods", None)
-    assert len(learned.search("Who built it?", top_k=2, rerank=2)) == 2
+    for top_k in (1, 2):
+        assert len(learned.search("Who built it?", top_k=top_k, rerank=rerank)) == top_k
 
 
 def test_the_memory_makes_a_difference(learned):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+import torch
 
-from cmt import Document
+from cmt import Document, finding
 from cmt.bank import Bank
+from cmt.commands.options import min_score_option
 from cmt.errors import CorruptRecordError, EmptyBankError, InputError, UnknownIdError
 from cmt.generation import Sampling
 from cmt.memory import Memory
@@ -235,6 +240,38 @@ def test_a_question_that_no_memory_fits_is_abstained_from_and_the_others_answere
     assert alone.abstained
     reading, steps = memory.steps(questions, sampling=SHORT, min_score=between)
     assert [answer.text for answer in reading.collect(steps)] == [answer.text for answer in again]
+
+
+def test_the_first_match_decides_whatever_else_is_read(memory, monkeypatch):
+    memory.add([mayor("Ann", "2020-01-01"), "Rivers carry sand."])
+    best, other = memory.search(QUESTION, top_k=2, rerank=0)
+    assert best.score > other.score
+    between = (best.score + other.score) / 2
+    worst_first = torch.tensor([[-900.0, -300.0]])
+    monkeypatch.setattr(finding, "question_log_likelihoods", lambda *_, **__: worst_first)
+    for top_k in (1, 2):
+        read = {"top_k": top_k, "sampling": SHORT}
+        answer = memory.ask(QUESTION, min_score=between, **read)
+        assert answer.abstained
+        assert answer.matches[0].memory_id == other.memory_id
+        assert not memory.ask(QUESTION, min_score=other.score, **read).abstained
+        assert not memory.ask(QUESTION, min_score=between, rerank=0, **read).abstained
+
+
+def test_the_threshold_told_is_the_one_measured():
+    root = Path(__file__).parents[2]
+    rows = json.loads((root / "benchmarks/results/abstention.json").read_text())["least_score"]
+    (row,) = [row for row in rows if row["answerable_abstained"] == 0.1]
+    least, share = f"{row['min_score']}", f"{row['unanswerable_abstained']:.0%}"
+    told = {
+        name: (root / name).read_text(encoding="utf-8")
+        for name in ("README.md", "cmt/checkpoints/README.md", "docs/service.md")
+    }
+    told["cmt ask --help"] = min_score_option(lambda: None).__click_params__[0].help
+    told["Memory.ask"] = Memory.ask.__doc__
+    for name, text in told.items():
+        (place,) = re.finditer(re.escape(least), text)
+        assert share in text[place.start() : place.end() + 150], name
 
 
 # Damage.

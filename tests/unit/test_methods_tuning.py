@@ -282,6 +282,23 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in lines] == [2, 4, 6]
 
 
+def test_a_run_whose_save_was_cut_short_goes_on_from_the_state_before(tmp_path: Path) -> None:
+    config = FitConfig(steps=6, learning_rate=0.1, warmup_steps=2, save_seconds=0, log_every=2)
+    whole, parts = linear(), linear()
+    run(whole, tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        run(parts, tmp_path / "parts", config, stop=4)
+    state = tmp_path / "parts" / "state"
+    state.rename(state.with_name("state.old"))  # as between the two renames of a save
+    assert run(again := linear(), tmp_path / "parts", config) == 6
+    assert torch.equal(again.weight, whole.weight)
+    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6]
+    state.rename(state.with_name("state.old"))
+    run(finished := linear(), tmp_path / "parts", config, stop=0)
+    assert torch.equal(finished.weight, whole.weight)
+
+
 def test_a_finished_run_only_puts_its_weights_back(tmp_path: Path) -> None:
     config = FitConfig(steps=3, learning_rate=0.1)
     first, second = linear(), linear()

@@ -7,7 +7,7 @@ import torch
 
 from cmt.attention import PackedPass, pack
 from cmt.reading import QUESTION_PREFIX, question_tokens
-from cmt.reranking import by_layer, combined_scores, question_log_likelihoods
+from cmt.reranking import by_layer, combined_scores, question_log_likelihoods, rerank_depth
 from tests import tiny
 
 DOCUMENTS = ("The lighthouse of Arbon was built in 1823.", "Rivers carry sand to the sea.")
@@ -52,6 +52,14 @@ def test_memories_by_layer_are_as_packed_attention_takes_them():
     assert keys.shape == values.shape == (2, 5, 2, 4)
     assert torch.equal(keys[1, 3, 1], memories[1, 1, 0, 1, 3])
     assert torch.equal(values[0, 4, 0], memories[0, 1, 1, 0, 4])
+
+
+@pytest.mark.parametrize(
+    ("top_k", "rerank", "depth"),
+    [(1, 0, 0), (1, 1, 0), (5, 1, 0), (1, 2, 2), (1, 4, 4), (4, 4, 4), (5, 4, 5), (3, 2, 3)],
+)
+def test_all_that_are_read_are_re_ranked_or_none(top_k, rerank, depth):
+    assert rerank_depth(top_k, rerank) == depth
 
 
 def test_scores_are_combined():

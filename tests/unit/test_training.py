@@ -236,15 +236,16 @@ from tests import small
 from tests.unit.test_training import two_process_config
 from cmt.training import train
 
-model, folder = sys.argv[1:]
-compressor = train(two_process_config(model), small.dataset(), folder)
+model, folder, stale = sys.argv[1:]
+compressor = train(two_process_config(model, stale == "True"), small.dataset(), folder)
 with open(f"{folder}/fingerprint-{PartialState().process_index}", "w") as file:
     file.write(compressor.fingerprint())
 """
 
 
-def two_process_config(model: str) -> TrainingConfig:
+def two_process_config(model: str, stale_keys: bool) -> TrainingConfig:
     settings = config(model, steps=3, save_every=2)
+    settings.objectives.stale_keys = stale_keys
     settings.batch.documents, settings.batch.most_memories = 2, 2
     return settings
 
@@ -254,7 +255,7 @@ def by_hand(settings: TrainingConfig) -> Compressor:
     torch.manual_seed(settings.seed)
     base = BaseModel.load(settings.base_model, device="cpu")
     compressor = Compressor(base, settings.compressor)
-    step_of = TrainingStep(base, compressor, settings.objectives, 8)
+    steps = [TrainingStep(base, compressor, settings.objectives, 8) for _ in (0, 1)]
     parts = [
         TrainingData(
             small.dataset(), base.tokenizer, settings.batch, memory_tokens=4, max_piece_tokens=96,
@@ -271,18 +272,19 @@ def by_hand(settings: TrainingConfig) -> Compressor:
         optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
         for process, data in enumerate(parts):
             torch.manual_seed((settings.seed << 32) + step * 1024 + process)
-            (step_of(data[step])["loss"] / 2).backward()
+            (steps[process](data[step])["loss"] / 2).backward()
         torch.nn.utils.clip_grad_norm_(compressor.parameters(), settings.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
     return compressor
 
 
-def test_two_processes_train_one_compressor(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stale_keys", [False, True])
+def test_two_processes_train_one_compressor(model: str, tmp_path: Path, stale_keys: bool) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-               "--standalone", str(script), model, str(tmp_path)]  # fmt: skip
+               "--standalone", str(script), model, str(tmp_path), str(stale_keys)]  # fmt: skip
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         command,
@@ -297,7 +299,7 @@ def test_two_processes_train_one_compressor(model: str, tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
     assert json.loads((tmp_path / "state" / "state.json").read_text())["step"] == 3
     kept = load_file(tmp_path / "state" / "state.safetensors")
-    for name, tensor in by_hand(two_process_config(model)).state_dict().items():
+    for name, tensor in by_hand(two_process_config(model, stale_keys)).state_dict().items():
         # Adam turns the rounding of a gradient near 0 into a step: a few elements may differ
         apart = (kept[f"module/compressor.{name}"] - tensor).norm()
         assert apart <= 1e-4 * tensor.norm(), name

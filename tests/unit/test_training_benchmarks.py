@@ -190,3 +190,37 @@ def test_text_in_the_prompt(folder: Path) -> None:
     assert len(result["rows"]) == 5
     assert all(row["tokens_read"] > 0 for row in result["rows"].values())
     assert str(folder) not in json.dumps(result)
+
+
+def printed(script: str, folder: Path, *arguments: object) -> dict[str, Any]:
+    """What a benchmark without --out prints about the tiny checkpoint."""
+    ran = run(
+        script, *arguments, "--model", folder / "model", "--checkpoint", folder / "checkpoint",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert str(folder) not in ran.stdout
+    result: dict[str, Any] = json.loads(ran.stdout)
+    assert result["machine"]["command"].startswith(f"python {script} ")
+    assert result["machine"]["command"].endswith("--model model --checkpoint checkpoint")
+    assert {"commit", "date", "hardware", "processor"} <= result["machine"].keys()
+    return result
+
+
+def test_abstention_asks_about_what_was_learned_and_what_was_not(folder: Path) -> None:
+    data = folder / "squad" / "train-v1.1.json"
+    result = printed("abstention.py", folder, data, "--documents", 10, "--questions", 12)
+    assert 0 < result["documents_learned"] < 10  # those of one article of the two
+    assert result["answerable"] + result["unanswerable"] == 12
+    assert result["answerable"] > 0
+    assert result["unanswerable"] > 0
+    assert len(result["least_score"]) == 5
+
+
+def test_freshness_asks_each_pair(folder: Path) -> None:
+    data = folder / "squad" / "train-v1.1.json"
+    result = printed(
+        "freshness.py", folder, "--squad", data, "--documents", 4, "--questions", 3,
+    )  # fmt: skip
+    for way in ("matching_alone", "later_preferred"):
+        assert result[way]["later_read"] + result[way]["earlier_read"] <= result["pairs"]
+        assert result["random_dates"]["right_passage_first"][way] <= 3

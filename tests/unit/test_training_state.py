@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cmt.errors import CheckpointError
-from cmt.training.state import load_training_state, save_training_state
+from cmt.training.state import has_training_state, load_training_state, save_training_state
 
 
 def run(seed: int = 0, width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -92,13 +92,22 @@ def test_a_save_cut_short_leaves_the_previous_state(
         save_training_state(folder, *run(seed=2), step=9, seconds=4.0)
     monkeypatch.undo()
     assert not folder.exists()
+    assert has_training_state(folder)
     assert load_training_state(folder, *run()) == (3, 1.5)
+    monkeypatch.setattr(Path, "rename", lambda *_: pytest.fail("cut short before the first rename"))
+    with pytest.raises(pytest.fail.Exception):
+        save_training_state(folder, *run(seed=2), step=9, seconds=4.0)
+    monkeypatch.undo()
+    assert load_training_state(folder, *run()) == (3, 1.5)  # still, in the sibling
     save_training_state(folder, *run(seed=2), step=10, seconds=5.0)
     assert load_training_state(folder, *run()) == (10, 5.0)
     assert [path.name for path in folder.parent.iterdir()] == ["state"]
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
+    assert not has_training_state(tmp_path / "state")
+    (tmp_path / "state.new").mkdir()  # the first save was cut short
+    assert not has_training_state(tmp_path / "state")
     with pytest.raises(CheckpointError, match=r"training state in .*state to resume, found none"):
         load_training_state(tmp_path / "state", *run())
 
