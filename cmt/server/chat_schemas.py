@@ -66,9 +66,10 @@ class ChatRequest(Selecting, Strict):
     frozen model alone), `top_k` (memories read), `rerank` (memories found and re-ranked),
     `lexical` (weight of BM25 in finding them), `aggregate` (how several are read), `min_score`
     (least cosine of question and first match; else "I don't know."), `attention` (measure where the
-    answer's attention went), and which documents it is about: `namespace`, `tags`, `since`, `until`, `as_of`,
-    `prefer_later`; those that aren't given are as the service is set. Without `temperature` the
-    likeliest tokens are taken. `max_tokens` beyond the service's bound is cut to it.
+    answer's attention went), and which documents it is about: `namespace`, `tags`, `since`,
+    `until`, `as_of`, `prefer_later`; those that aren't given are as the service is set. Without
+    `temperature` the likeliest tokens are taken. `max_tokens` beyond the service's bound is cut to
+    it.
     """
 
     model: str
