@@ -114,7 +114,10 @@ _TIER = ("ALTER TABLE bank ADD COLUMN tier TEXT NOT NULL DEFAULT 'bf16'",)
 # last column, so that scanning keys does not step over it.
 _VECTORS = ("ALTER TABLE memories ADD COLUMN vectors BLOB",)
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _LIFE_CYCLE, _TIER, _VECTORS)
+# New memories have another checksum (`fast_checksum`), which earlier software takes for damage.
+_XXH3: tuple[str, ...] = ()
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _LIFE_CYCLE, _TIER, _VECTORS, _XXH3)
 
 
 def schema_version(connection: sqlite3.Connection) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from cmt.bank.rows import (
     Row,
     corrupt,
     encoded_piece,
+    shape_from_text,
     stored_document,
     stored_memory,
     vectors_from_bytes,
@@ -131,7 +131,7 @@ def read_vectors(sqlite: sqlite3.Connection, memory_ids: Sequence[int]) -> list[
         if row is None:
             raise _no_memory(memory_id)
         try:
-            found.append(vectors_from_bytes(row[0] or b"", json.loads(row[1])))
+            found.append(vectors_from_bytes(row[0] or b"", shape_from_text(row[1])))
         except (TypeError, ValueError, IndexError) as error:
             raise corrupt(
                 _owner(sqlite, memory_id), memory_id, "its vectors are cut or gone"

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 
-from cmt.bank.tensor_bytes import TIERS, checksum, memory_from_bytes, tensor_from_bytes, text_hash
+from cmt.bank.tensor_bytes import (
+    TIERS,
+    checksum,
+    fast_checksum,
+    is_checksum,
+    memory_from_bytes,
+    tensor_from_bytes,
+    text_hash,
+)
 from cmt.errors import CorruptRecordError
 from cmt.records import DEFAULT_NAMESPACE, EncodedPiece, StoredDocument, StoredMemory
 
@@ -60,8 +69,11 @@ def memory_checksum(
 
     The hash binds it to a text.
     """
-    there = (part for part in data if part is not None)  # without vectors as in schema 1
-    return checksum((start, end, tokens, dtype, shape, content_hash), *there)
+    return fast_checksum((start, end, tokens, dtype, shape, content_hash), *_there(data))
+
+
+def _there(data: Sequence[bytes | None]) -> list[bytes]:
+    return [part for part in data if part is not None]  # without vectors as in schema 1
 
 
 def document_damage(row: Row) -> str | None:
@@ -107,8 +119,8 @@ def memory_damage(row: Row) -> str | None:
         return "its document is gone"
     if not isinstance(key, bytes) or not isinstance(data, bytes):
         return "its key or its tensor is gone"
-    guard = memory_checksum(start, end, tokens, dtype, shape, content_hash, key, data, vectors)
-    if guard != stored:
+    fields = (start, end, tokens, dtype, shape, content_hash)
+    if not is_checksum(stored, fields, *_there((key, data, vectors))):
         return "its bytes don't match their checksum"
     return None
 
@@ -128,7 +140,7 @@ def stored_memory(row: Row) -> StoredMemory:
         start=row[2],
         end=row[3],
         tokens=row[4],
-        memory=memory_from_bytes(row[10], json.loads(row[6]), row[5]),
+        memory=memory_from_bytes(row[10], shape_from_text(row[6]), row[5]),
     )
 
 
@@ -142,8 +154,18 @@ def encoded_piece(row: Row) -> EncodedPiece:
         key=tensor_from_bytes(row[9], [len(row[9]) // 4], "float32"),
         memory=memory.memory,
         stored=(row[5], row[10]) if row[5] in TIERS else None,
-        vectors=None if row[11] is None else vectors_from_bytes(row[11], json.loads(row[6])),
+        vectors=None if row[11] is None else vectors_from_bytes(row[11], shape_from_text(row[6])),
     )
+
+
+@lru_cache(maxsize=64)  # a bank has a few, read a hundred times a question
+def shape_from_text(shape: str) -> tuple[int, ...]:
+    """A tensor's shape as it is stored, a JSON list.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return tuple(json.loads(shape))
 
 
 def vectors_from_bytes(data: bytes, memory_shape: Sequence[int]) -> torch.Tensor:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
 from cmt.bank import Bank
+from cmt.bank.tensor_bytes import checksum
 from cmt.errors import BankError, CorruptRecordError
 from cmt.records import Document
-from tests.unit.bank_pieces import FINGERPRINT, make_entry, make_piece
+from tests.unit.bank_pieces import FINGERPRINT, add, make_entry, make_piece
 
 
 @pytest.fixture
@@ -173,3 +175,28 @@ def test_a_bank_that_lost_its_fingerprint_is_refused(path):
     change_rows(path, "DELETE FROM bank")
     with pytest.raises(BankError, match="doesn't say what made it"):
         Bank.open(path, FINGERPRINT)
+
+
+def test_memories_of_banks_of_before_are_guarded_by_their_own_checksum(bank):
+    """Until the fifth step of the schema it was BLAKE2b's, of 16 bytes."""
+    text = "sand and silt"
+    add(bank, text)
+    (memory_id,) = bank.key_changes(0).added_ids
+    with closing(sqlite3.connect(bank.path)) as file, file:
+        *fields, content_hash, key, data, vectors = file.execute(
+            "SELECT start_char, end_char, tokens, dtype, shape, content_hash, key, data, vectors "
+            "FROM memories JOIN documents ON number = document JOIN tensors USING (memory_id)"
+        ).fetchone()
+        old = checksum((*fields, content_hash), key, data)
+        assert vectors is None and len(old) == 16
+        file.execute("UPDATE memories SET checksum = ?", (old,))
+    assert bank.verify() == []
+    assert bank.memories([memory_id])[0].memory_id == memory_id
+    with closing(sqlite3.connect(bank.path)) as file, file:
+        file.execute("UPDATE tensors SET data = ?", (flip(data),))
+    with pytest.raises(CorruptRecordError, match="checksum"):
+        bank.memories([memory_id])
+    with closing(sqlite3.connect(bank.path)) as file, file:
+        file.execute("UPDATE memories SET checksum = 'gone'")
+    with pytest.raises(CorruptRecordError, match="checksum"):
+        bank.memories([memory_id])
