@@ -13,13 +13,16 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from cmt.bank import Bank, MemorySource
 from cmt.bm25 import Texts, spare_the_device
-from cmt.errors import CorruptRecordError, InputError, UnknownIdError, how_to_install
+from cmt.errors import CMTError, CorruptRecordError, InputError, UnknownIdError, how_to_install
 
+PATIENCE = 0.3
+"""Seconds that a question waits for a new index."""
 _TEXTS_AT_ONCE = 8192
 
 _logger = logging.getLogger(__name__)
@@ -51,36 +54,63 @@ def checked_weight(lexical: float) -> float:
     return lexical
 
 
+class _Made(NamedTuple):
+    """An index with each memory's row in it, and the seconds that making it took."""
+
+    texts: Texts | None
+    rows: dict[int, int]
+    seconds: float
+
+
 class LexicalIndex:
     """BM25 over the texts of a bank's memories, following the bank as it changes.
 
-    The index is made anew when memories came or went. Threads may share one.
+    The index is made anew when memories came or went: at once, or where that has taken longer
+    than `PATIENCE`, in a thread of its own, while questions are asked of the one before, in which
+    new memories score 0. Threads may share one.
     """
 
     def __init__(self, bank: Bank) -> None:
         """Of this bank; bm25s must be installed, else `InputError`."""
         self._library = library()
         self._bank = bank
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of cursor and texts: one renewal at a time
         self._cursor = 0
         self._texts: dict[int, str] = {}
-        self._index: Texts | None = None
-        self._rows: dict[int, int] = {}
+        self._made = _Made(None, {}, 0.0)
 
     def scores(
         self, questions: Sequence[str], memory_ids: Sequence[Sequence[int]]
     ) -> list[list[float]]:
         """BM25 of each question with the memories named for it; 0 for one that is gone."""
-        with self._lock:
-            if self._refresh() or self._index is None:
-                self._index = Texts(self._library, list(self._texts.values()))
-                self._rows = {memory_id: row for row, memory_id in enumerate(self._texts)}
-            index, rows = self._index, self._rows
-        scores_QN = index.scores(questions)
+        made = self._made
+        if made.texts is None or made.seconds <= PATIENCE:
+            made = self._renewed()
+        elif not self._lock.locked():
+            threading.Thread(target=self._renew, name="lexical index", daemon=True).start()
+        assert made.texts is not None
+        scores_QN = made.texts.scores(questions)
         return [
-            [float(own_N[rows[i]]) if i in rows else 0.0 for i in ids]
+            [float(own_N[made.rows[i]]) if i in made.rows else 0.0 for i in ids]
             for own_N, ids in zip(scores_QN, memory_ids, strict=True)
         ]
+
+    def _renewed(self) -> _Made:
+        """The index of what the bank holds."""
+        with self._lock:
+            began = time.perf_counter()
+            if self._refresh() or self._made.texts is None:
+                texts = Texts(self._library, list(self._texts.values()))
+                rows = {memory_id: row for row, memory_id in enumerate(self._texts)}
+                self._made = _Made(texts, rows, time.perf_counter() - began)
+            return self._made
+
+    def _renew(self) -> None:
+        """The same in a thread, where nobody waits for what goes wrong."""
+        try:
+            self._renewed()
+        except CMTError as error:  # the bank was closed, say
+            _logger.warning("the index of BM25 was not made anew: %s", error)
 
     def _refresh(self) -> bool:
         """Take over what changed in the bank; whether anything did."""

@@ -215,8 +215,11 @@ class Memory(Holdings):
             tally.failed += failed
             try:
                 self._store(window, tally, compress, tell, known_only)
-            except InputError:  # the bank refused one of them: which?
-                self._store_singly(window, tally, compress, tell, known_only)
+            except InputError as error:  # the bank refused one of them: which?
+                if len(window) == 1 and window[0].pieces:
+                    tally.failed.append(Failure(document=window[0].name, reason=str(error)))
+                else:
+                    self._store_singly(window, tally, compress, tell, known_only)
             tell(tally.progress())
         return tally.report(time.perf_counter() - began)
 

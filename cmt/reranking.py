@@ -28,6 +28,8 @@ from cmt.tensors import move
 
 LIKELIHOOD_WEIGHT = 0.4
 """What log P(q | M) counts beside the logits of matching; chosen on validation (docs/LOG.md)."""
+MOST_READINGS = 2048
+"""Readings of a question in one pass; the logits of each token's vocabulary are the most of it."""
 
 
 def rerank_depth(top_k: int, rerank: int) -> int:
@@ -59,18 +61,32 @@ def question_log_likelihoods(
     """
     B, C = candidates_BC.shape
     asked = [question for question in questions for _ in range(C)]
-    rows_P = candidates_BC.flatten()
+    found, first = [], 0
+    for rows_P in candidates_BC.flatten().split(MOST_READINGS):
+        own = asked[first : first + MOST_READINGS]
+        found.append(_of_pairs(base, own, memories, rows_P, start))
+        first += MOST_READINGS
+    return torch.cat(found).view(B, C)
+
+
+def _of_pairs(
+    base: BaseModel,
+    asked: Sequence[Sequence[int]],
+    memories: Tensor | Sequence[Tensor],
+    rows_P: Tensor,
+    start: int,
+) -> Tensor:
+    """Log P(q | M) of each question with the memory in its row, (P,)."""
     if isinstance(memories, Tensor):
         chosen, places_P = _chosen(memories, rows_P)
-        pairs = _pairs(base, asked, chosen, places_P, start)
-        return pairs.view(B, C)
-    likelihoods_P = torch.zeros(B * C, device=base.device)
+        return _pairs(base, asked, chosen, places_P, start)
+    likelihoods_P = torch.zeros(len(asked), device=base.device)
     for numbers, own, places in _by_size(memories, rows_P.tolist()):
         some = [asked[number] for number in numbers]
         pairs = _pairs(base, some, own, places, start)
         where = move(torch.tensor(numbers), base.device)
         likelihoods_P = likelihoods_P.index_copy(0, where, pairs)
-    return likelihoods_P.view(B, C)
+    return likelihoods_P
 
 
 def _chosen(memories: Tensor, rows_P: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,9 +34,6 @@ from cmt.reranking import (
 )
 from cmt.splitting import split_all
 
-MOST_RERANKED = 2048  # readings of a question in one pass; each has logits of the vocabulary
-
-
 T = TypeVar("T")
 
 
@@ -201,8 +198,7 @@ def _likelihoods(
 ) -> Tensor:
     """Log P(q | M) of every question with its candidates, (Q, C)."""
     likelihoods_QC = torch.empty(chosen_QC.shape, device=chosen_QC.device)
-    at_once = max(1, min(batch_size, MOST_RERANKED // chosen_QC.shape[1]))
-    for rows in chunks(range(len(prompts)), at_once):
+    for rows in chunks(range(len(prompts)), batch_size):
         likelihoods_QC[rows] = question_log_likelihoods(
             compressor.base,
             [prompts[i] for i in rows],

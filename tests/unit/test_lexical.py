@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 
 import numpy as np
 import pytest
@@ -44,6 +45,30 @@ def test_the_index_follows_the_bank(memory):
     memory.forget("song")
     [last] = index.scores(["the delta of Mirna"], [[*ids, 4]])
     assert last == pytest.approx([*first, 0.0])
+
+
+def test_an_index_that_takes_long_is_renewed_beside_the_questions(memory, monkeypatch, caplog):
+    index = LexicalIndex(memory.bank)
+    asked = (["the delta of Mirna"], [[1, 2, 3, 4]])
+    [first] = index.scores(*asked)
+    monkeypatch.setattr("cmt.lexical.PATIENCE", -1.0)
+    memory.add([Document(text="Mirna, Mirna, Mirna: a song of the delta.", id="song")])
+    [before] = index.scores(*asked)
+    assert before == first  # the new memory doesn't count yet
+    wait_for_threads()
+    [after] = index.scores(*asked)
+    assert after[3] > after[2] > 0
+    wait_for_threads()
+    memory.close()
+    assert index.scores(*asked) == [after]
+    wait_for_threads()
+    assert "BM25 was not made anew: the bank" in caplog.text
+
+
+def wait_for_threads() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "lexical index":
+            thread.join(timeout=10)
 
 
 def test_a_large_weight_finds_by_words_and_none_changes_nothing(memory):

@@ -343,7 +343,10 @@ def test_a_document_whose_memory_the_bank_refuses_fails_alone(empty, monkeypatch
     encode = memory.encode_documents
     bad = tuple(empty.compressor.base.tokenizer(FACTS[1].text)["input_ids"])
 
+    passes = []
+
     def broken(compressor, pieces, *sizes):
+        passes.append(len(pieces))
         for batch, encoded in encode(compressor, pieces, *sizes):
             for row, index in enumerate(batch):
                 if tuple(pieces[index]) == bad:
@@ -355,6 +358,9 @@ def test_a_document_whose_memory_the_bank_refuses_fails_alone(empty, monkeypatch
     assert report.added == ("arbon", "mirna")
     assert [failure.document for failure in report.failed] == ["rivers"]
     assert "expected finite numbers" in report.failed[0].reason
+    passes.clear()
+    assert empty.add(FACTS[1]).failed == report.failed
+    assert passes == [1], "one that was refused by itself is not compressed again"
 
 
 # Asking.

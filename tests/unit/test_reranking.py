@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cmt import reranking
 from cmt.attention import PackedPass, pack
 from cmt.reading import QUESTION_PREFIX, question_tokens
 from cmt.reranking import by_layer, combined_scores, question_log_likelihoods, rerank_depth
@@ -85,3 +86,28 @@ def test_memories_of_several_sizes_are_read_as_by_themselves():
                 base, [question], memories[place][None], torch.tensor([[0]]), start=13
             )
             torch.testing.assert_close(found[row, column], alone[0, 0], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@torch.no_grad()
+def test_many_readings_are_several_passes(listed, monkeypatch):
+    base = tiny.base_model()
+    encode = base.tokenizer
+    texts = [encode(text, add_special_tokens=False)["input_ids"][:9] for text in DOCUMENTS]
+    bank = [own_cache(base, text) for text in (*texts, texts[0][::-1])]
+    memories = bank if listed else torch.stack(bank)
+    questions = question_tokens(base.tokenizer, [*QUESTIONS, "Where?"])
+    candidates = torch.tensor([[0, 1], [2, 0], [1, 1]])
+    whole = question_log_likelihoods(base, questions, memories, candidates, start=5)
+    sizes = []
+    real = reranking._pairs
+    monkeypatch.setattr(reranking, "MOST_READINGS", 4)
+
+    def counted(base, asked, *rest):
+        sizes.append(len(asked))
+        return real(base, asked, *rest)
+
+    monkeypatch.setattr(reranking, "_pairs", counted)
+    parts = question_log_likelihoods(base, questions, memories, candidates, start=5)
+    assert sizes == [4, 2]
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-3)
