@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from typing import Any
 
 from cmt.bank import reachable
@@ -12,20 +13,23 @@ from cmt.bank.rows import SELECT_DOCUMENT, SELECT_MEMORY, document_damage, memor
 _MOST_FILE_PROBLEMS = 20
 
 
-def find_problems(sqlite: sqlite3.Connection) -> list[Problem]:
+def find_problems(sqlite: sqlite3.Connection, on_record: Callable[[], object]) -> list[Problem]:
     """Every damage in the file, with the document and memory it hit where that can be told.
 
-    Call it inside a read transaction, so that the lists and the records are of one moment.
+    Call it inside a read transaction, so that the lists and the records are of one moment. What
+    `on_record` raises, called before each record is read, ends it.
     """
     problems: list[Problem] = []
     _check_file(sqlite, problems)
     documents = _listed(reachable.documents(sqlite), "documents", problems)
     for number, document_id in documents.items():
+        on_record()
         reason = _document_problem(sqlite, number)
         if reason is not None:
             problems.append(Problem(document_id, None, reason))
     memories = _listed(reachable.memories(sqlite), "memories", problems)
     for memory_id, number in memories.items():
+        on_record()
         reason = _memory_problem(sqlite, memory_id)
         if reason is not None:
             problems.append(Problem(documents.get(number), memory_id, reason))

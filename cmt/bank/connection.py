@@ -55,12 +55,16 @@ class Connection:
             self._open = False
             self._sqlite.close()
 
+    def check_open(self) -> None:
+        """Refuse to go on when closed."""
+        if not self._open:
+            raise BankError(f"the bank {self.path} is closed: open it again")
+
     @contextmanager
     def exclusive(self) -> Iterator[sqlite3.Connection]:
         """The bare connection, for this thread alone; SQLite's errors become `BankError`s."""
         with self._lock:
-            if not self._open:
-                raise BankError(f"the bank {self.path} is closed: open it again")
+            self.check_open()
             try:
                 yield self._sqlite
             except sqlite3.Error as error:

@@ -362,8 +362,11 @@ class Bank:
             return read.count_documents(sqlite, selection)
 
     def stats(self) -> Stats:
-        """How much the bank holds and how large it is; reads every text, not the tensors."""
-        with self._reader.reading() as sqlite:
+        """How much the bank holds and how large it is; reads every text, not the tensors.
+
+        On a connection of its own, so that others go on working.
+        """
+        with self._apart() as sqlite:
             versions, superseded, text_bytes = sqlite.execute(
                 "SELECT count(*), count(superseded_at), "
                 "coalesce(sum(length(CAST(text AS BLOB))), 0) FROM documents"
@@ -443,16 +446,16 @@ class Bank:
         with self._reader.reading() as sqlite:
             return read.read_vectors(sqlite, memory_ids)
 
-    def verify(self) -> list[Problem]:
+    def verify(self, on_record: Callable[[], object] = lambda: None) -> list[Problem]:
         """Every damage in the file, document and memory named; empty for a sound bank.
 
         Reads all bytes, on a connection of its own, so that others go on working.
+
+        Args:
+            on_record: Called before each record is read; what it raises ends the search.
         """
-        with (
-            closing(Connection(self.path, "ro", _BUSY_SECONDS)) as connection,
-            connection.reading() as sqlite,
-        ):
-            return check.find_problems(sqlite)
+        with self._apart() as sqlite:
+            return check.find_problems(sqlite, on_record)
 
     def wipe_log(self) -> bool:
         """Move the log's pages into the file and empty it, so that deleted bytes are gone.
@@ -497,6 +500,16 @@ class Bank:
     def reading(self) -> AbstractContextManager[sqlite3.Connection]:
         """A read transaction, for the bank's own package."""
         return self._reader.reading()
+
+    @contextmanager
+    def _apart(self) -> Iterator[sqlite3.Connection]:
+        """A read transaction on a connection of its own, for what takes long."""
+        self._reader.check_open()
+        with (
+            closing(Connection(self.path, "ro", self._busy_seconds)) as connection,
+            connection.reading() as sqlite,
+        ):
+            yield sqlite
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:

@@ -176,7 +176,8 @@ def verify(as_json: bool, bank: Path) -> None:
     With --json each damage is a line of JSON; nothing is printed for a sound bank.
     """
     with _open(bank) as opened:
-        problems, counts = opened.verify(), opened.count()
+        problems = opened.verify()
+        counts = None if problems else opened.count()  # which damage may forbid
     for problem in problems:
         if as_json:
             print_json(asdict(problem))
@@ -187,7 +188,7 @@ def verify(as_json: bool, bank: Path) -> None:
             f"expected a sound bank, got {len(problems)} damaged places in {bank}: "
             "forget those documents and add them again"
         )
-    if not as_json:
+    if counts is not None and not as_json:
         click.echo(f"sound: {counts.documents} documents, {counts.memories} memories")
 
 

@@ -112,6 +112,7 @@ def serve(  # noqa: PLR0913
                                   least four seconds' worth
       question_seconds=120        until a question is given up
       learning_seconds=900        the same for documents
+      purge_every_seconds=0       between purges of what has expired; 0: none
       head_seconds=10             for a connection to begin a request
       body_seconds=30             for a request's body to arrive
       connections=512

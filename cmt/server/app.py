@@ -14,7 +14,7 @@ from fastapi import FastAPI, Query, Response
 from fastapi.responses import HTMLResponse
 
 from cmt.memory import Memory
-from cmt.server import chat, errors, memories
+from cmt.server import chat, errors, memories, upkeep
 from cmt.server.guard import Guard
 from cmt.server.key_map import KeyMap
 from cmt.server.metrics import CONTENT_TYPE
@@ -26,7 +26,7 @@ from cmt.server.responses import (
 from cmt.server.service import Service
 from cmt.server.settings import Settings
 
-_STATUSES = (400, 401, 403, 404, 405, 408, 413, 429, 499, 500, 503, 504)
+_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 429, 499, 500, 503, 504)
 
 
 def create_app(memory: Memory, settings: Settings | None = None) -> FastAPI:
@@ -59,6 +59,7 @@ def create_app(memory: Memory, settings: Settings | None = None) -> FastAPI:
     errors.install(app, service.secrets)
     app.include_router(chat.router)
     app.include_router(memories.router)
+    app.include_router(upkeep.router)
     _add_own_routes(app, service)
     _document(app, needs_token=settings.token is not None)
     return app

@@ -8,9 +8,10 @@ on disk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, fields
+from typing import TypeVar
 
 from cmt.errors import CMTError
 from cmt.memory import Memory
@@ -20,6 +21,8 @@ from cmt.server.metrics import Metrics
 from cmt.server.settings import Settings
 from cmt.server.turns import Turns
 from cmt.server.worker import Worker
+
+T = TypeVar("T")
 
 DOCUMENTS_AT_ONCE = 8  # before it is another request's turn
 
@@ -84,6 +87,20 @@ class Learning(Worker[_Request]):
                 yield event
         finally:
             request.left = True
+
+    async def alone(self, work: Callable[[], T]) -> T:
+        """What `work` gives, run on the learning thread, where nothing is added meanwhile.
+
+        It waits for its turn like a request with documents, and raises as `learn` or `work` does.
+        """
+        given: list[T] = []
+
+        def nothing() -> Iterator[Document]:
+            given.append(work())
+            yield from ()
+
+        await last(self.learn(nothing()))
+        return given[0]
 
     def _refuse_waiting(self) -> None:
         self._given_up = True

@@ -1,4 +1,4 @@
-"""The bank over HTTP: add, list, get, patch, forget, search."""
+"""The bank's documents over HTTP: add, list, get, patch, forget, search."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from cmt.server.learning import NOTHING, last
 from cmt.server.responses import (
     AddResponse,
     Deleted,
+    DocumentHistory,
     DocumentList,
     DocumentOut,
     DocumentSummary,
@@ -129,8 +130,15 @@ async def search(asked: SearchRequest, request: Request, service: Current) -> Se
 
 
 @router.get("/{document_id:path}")
-def get(document_id: Id, service: Current, namespace: Namespace = DEFAULT_NAMESPACE) -> DocumentOut:
+def get(
+    document_id: Id,
+    service: Current,
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    history: Annotated[bool, Query(description="every version, as they follow in time")] = False,
+) -> DocumentOut | DocumentHistory:
     """A document with its text, in its latest version: maybe one that is dated ahead."""
+    if history:
+        return DocumentHistory.of(service.memory.history(document_id, namespace=namespace))
     return DocumentOut.of(service.memory.get(document_id, namespace=namespace))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from cmt.memory_records import MemoryStats
 from cmt.records import AddReport, Match, StoredDocument
 
 EXCERPT_CHARS = 300
@@ -115,6 +117,18 @@ class DocumentList(BaseModel):
     has_more: bool
 
 
+class DocumentHistory(BaseModel):
+    """A document's versions as they follow in time, the latest last."""
+
+    object: Literal["list"] = "list"
+    data: list[DocumentOut]
+
+    @classmethod
+    def of(cls, versions: list[StoredDocument]) -> DocumentHistory:
+        """From the bank's records."""
+        return cls(data=[DocumentOut.of(version) for version in versions])
+
+
 class Deleted(BaseModel):
     """A document that is forgotten."""
 
@@ -198,6 +212,63 @@ class MapResponse(BaseModel):
     points: list[MapPoint]
     total: int
     explained: tuple[float, float]
+
+
+class StatsResponse(BaseModel):
+    """How much was learned, where the bytes are, and which weights made it; as `cmt stats`.
+
+    `memory_tokens` is how many memories there are of each size; `superseded` and `expired` are
+    kept until they are purged. `base_model` and `compressor` are fingerprints.
+    """
+
+    object: Literal["memory.stats"] = "memory.stats"
+    documents: int
+    memories: int
+    memory_bytes: int
+    memory_bytes_per_document: float
+    key_bytes: int
+    text_bytes: int
+    file_bytes: int
+    superseded: int
+    expired: int
+    namespaces: list[str]
+    memory_tokens: dict[int, int]
+    tier: str
+    base_model: str
+    compressor: str
+
+    @classmethod
+    def of(cls, stats: MemoryStats, tier: str) -> StatsResponse:
+        """From the library's record."""
+        return cls(
+            **asdict(stats.bank),
+            memory_bytes_per_document=stats.bytes_per_document,
+            tier=tier,
+            **asdict(stats.fingerprint),
+        )
+
+
+class PurgeResponse(BaseModel):
+    """The ids of what was purged, each as often as it had versions that went."""
+
+    object: Literal["memory.purge"] = "memory.purge"
+    purged: list[str]
+
+
+class ProblemOut(BaseModel):
+    """A damage; the ids are null where it belongs to no record."""
+
+    document_id: str | None
+    memory_id: int | None
+    reason: str
+
+
+class VerifyResponse(BaseModel):
+    """The damages found in the bank's file; none in a sound one."""
+
+    object: Literal["memory.verification"] = "memory.verification"
+    sound: bool
+    problems: list[ProblemOut]
 
 
 class Health(BaseModel):

@@ -157,6 +157,12 @@ class PatchRequest(Strict):
         return cast(DocumentChanges, changes)
 
 
+class PurgeRequest(Strict):
+    """What to purge."""
+
+    history: bool = Field(False, description="versions that were superseded, too")
+
+
 class SearchRequest(Selecting, Strict):
     """A question whose memories are wanted."""
 

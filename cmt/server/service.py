@@ -14,8 +14,10 @@ from cmt.server.asking import Asking
 from cmt.server.errors import ServiceError, StoppingError
 from cmt.server.learning import Learning
 from cmt.server.metrics import Metrics
+from cmt.server.purging import purge_every
 from cmt.server.settings import Settings
 from cmt.server.turns import Turns
+from cmt.server.verifying import Verifying
 
 T = TypeVar("T")
 
@@ -29,6 +31,7 @@ class Service:
         metrics: The counters.
         asking: Questions on their way to the model.
         learning: Documents on their way to the bank.
+        verifying: The search for damage in the bank.
         model_name: How clients call the model.
         secrets: Paths of this machine that errors and reports must not hold.
     """
@@ -40,6 +43,8 @@ class Service:
         self.metrics = Metrics()
         self.asking = Asking(memory, settings, turns, self.metrics)
         self.learning = Learning(memory, settings, turns, self.metrics)
+        self.verifying = Verifying(memory.bank)
+        self._purging: asyncio.Task[None] | None = None
         base_name = memory.compressor.base.name
         self.model_name = settings.model_name or Path(base_name).name
         path = memory.bank.path
@@ -51,6 +56,8 @@ class Service:
         """Set the queues to work; call it on the event loop."""
         self.asking.start()
         self.learning.start()
+        if seconds := self.settings.purge_every_seconds:
+            self._purging = asyncio.create_task(purge_every(seconds, self.memory, self.learning))
 
     def give_up(self) -> None:
         """Tell every request that isn't done that the service is being shut down.
@@ -59,9 +66,13 @@ class Service:
         """
         self.asking.give_up()
         self.learning.give_up()
+        self.verifying.give_up()
 
     async def stop(self) -> None:
         """Finish what was accepted; the memory is its owner's to close."""
+        if self._purging is not None:
+            self._purging.cancel()
+        self.verifying.give_up()
         await asyncio.gather(self.asking.stop(), self.learning.stop())
 
     def check_counts(self, top_k: int, rerank: int) -> None:

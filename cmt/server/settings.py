@@ -38,6 +38,7 @@ class Settings:
         burst: Requests it may send at once.
         question_seconds: A question not answered by then is given up with 504.
         learning_seconds: The same for documents; those on disk by then are kept.
+        purge_every_seconds: How often what has expired is purged, at the start first; 0: never.
         head_seconds: A connection must begin a request by then.
         body_seconds: A request's body must have arrived by then.
         connections: Most at a time.
@@ -65,6 +66,7 @@ class Settings:
     burst: int = 200
     question_seconds: float = 120.0
     learning_seconds: float = 900.0
+    purge_every_seconds: float = 0.0
     head_seconds: float = 10.0
     body_seconds: float = 30.0
     connections: int = 512
@@ -90,7 +92,12 @@ class Settings:
         self._check_wish()
 
     def _check_numbers(self) -> None:
-        may_be_zero = ("port", "batch_wait_seconds", "requests_per_second")
+        may_be_zero = (
+            "port",
+            "batch_wait_seconds",
+            "requests_per_second",
+            "purge_every_seconds",
+        )
         for name in self.__slots__:
             value = getattr(self, name)
             if isinstance(value, int | float) and name not in may_be_zero and not value > 0:

@@ -25,6 +25,7 @@ ROUTES = (
     "/v1/memories/search",
     "/v1/memories/file",
     "/v1/memories/arbon",
+    "/v1/purge",
 )
 
 
@@ -51,7 +52,7 @@ def test_every_operation_does_what_the_document_says(document, shared_address):
         found.ok()
         for found in schemathesis.openapi.from_dict(document, config=config).get_all_operations()
     ]
-    assert len(operations) == 13
+    assert len(operations) == 16
     for operation in operations:
         for mode in schemathesis.GenerationMode:
             if mode.is_negative and not (operation.body or operation.query):

@@ -8,9 +8,11 @@ import httpx2
 import pytest
 from click.testing import CliRunner
 
+from cmt.bank import Bank
 from cmt.cli import main
 from cmt.generation import GREEDY
 from cmt.memory import DEFAULT_RERANK, DEFAULT_TOP_K
+from cmt.records import Fingerprint
 from cmt.server import Settings
 from tests.server.running import serving
 
@@ -37,7 +39,7 @@ def curls():
 
 def test_every_curl_command_is_answered(address):
     commands = list(curls())
-    assert len(commands) == 3
+    assert len(commands) == 4
     with httpx2.Client(base_url=address, timeout=60) as client:
         for method, path, body in commands:
             answer = client.request(method, path, json=body)
@@ -81,6 +83,13 @@ def test_the_bounds_told_are_the_settings():
     assert f"{told.question_seconds:g} s a\n  question" in GUIDE
     assert f"{told.learning_seconds:g} s for documents, {told.body_seconds:g} s for a body" in GUIDE
     assert f"{told.connections} connections" in GUIDE
+
+
+def test_the_shown_command_purges(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Bank.open("news.sqlite", Fingerprint(base_model="base", compressor="own")).close()
+    (command,) = re.findall(r"^cmt (purge .*?) +#.*$", GUIDE, re.MULTILINE)
+    assert CliRunner().invoke(main, command.split()).stdout == "purged 0\n"
 
 
 def test_the_shown_ways_to_set_the_service_are_taken(monkeypatch, tmp_path):

@@ -48,7 +48,15 @@ def test_settings_without_meaning_are_refused(settings, message):
 def test_a_token_opens_everything_but_the_page_and_health(memory):
     with serving(memory, token=TOKEN) as address, httpx2.Client(base_url=address) as client:
         assert client.get("/").status_code == client.get("/healthz").status_code == 200
-        for path in ("/v1/models", "/v1/memories", "/metrics", "/openapi.json", "/none"):
+        for path in (
+            "/v1/models",
+            "/v1/memories",
+            "/v1/stats",
+            "/v1/verify",
+            "/metrics",
+            "/openapi.json",
+            "/none",
+        ):
             for given in (None, "Bearer wrong", f"Basic {TOKEN}", TOKEN, "Bearer"):
                 headers = {} if given is None else {"authorization": given}
                 answer = client.get(path, headers=headers)

@@ -47,6 +47,10 @@ def test_bounds_are_set_by_name_with_the_type_of_their_default():
         (["--set", "max_documents=1e3"], "expected a whole number for max_documents, got '1e3'"),
         (["--set", "body_seconds=soon"], "expected a number for body_seconds, got 'soon'"),
         (["--set", "burst=0"], "expected burst above 0, got 0"),
+        (
+            ["--set", "purge_every_seconds=-1"],
+            "expected purge_every_seconds of at least 0, got -1",
+        ),
         (["--set", "body_seconds=inf"], "expected a finite body_seconds, got inf"),
         (["--set", "max_memories=2"], "expected rerank of at most 2 (max_memories), got 4"),
         (["--top-k", "17"], "expected top_k of at most 16 (max_memories), got 17"),

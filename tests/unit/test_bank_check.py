@@ -161,6 +161,22 @@ def test_a_broken_page_is_reported_and_the_rest_is_readable(path):
         assert any(str(p).startswith("file: ") for p in problems)
 
 
+def test_a_search_for_damage_can_be_ended(path):
+    closed_bank(path)
+    records = []
+
+    def on_record() -> None:
+        records.append(1)
+        if len(records) == 4:
+            raise RuntimeError("enough")
+
+    with Bank.open(path, FINGERPRINT) as bank:
+        with pytest.raises(RuntimeError, match="enough"):
+            bank.verify(on_record)
+        assert bank.verify(lambda: records.append(1)) == []
+    assert len(records) == 4 + 6  # three documents, a memory each
+
+
 def test_a_truncated_file_is_refused_in_plain_words(path):
     closed_bank(path)
     content = path.read_bytes()

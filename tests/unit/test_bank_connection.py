@@ -162,7 +162,14 @@ def test_odd_characters_in_the_path_are_no_problem(tmp_path):
 def test_a_closed_bank_says_so(bank):
     bank.close()
     bank.close()
-    for call in (bank.count, bank.vacuum, lambda: add(bank, "x"), lambda: bank.memories([1])):
+    for call in (
+        bank.count,
+        bank.stats,
+        bank.verify,
+        bank.vacuum,
+        lambda: add(bank, "x"),
+        lambda: bank.memories([1]),
+    ):
         with pytest.raises(BankError, match="is closed: open it again"):
             call()
 

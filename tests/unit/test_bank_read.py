@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -101,6 +103,13 @@ def test_stats_count_bytes(bank):
     assert (stats.memory_bytes, stats.key_bytes, stats.text_bytes) == (2 * 96, 2 * 32, 7)
     assert stats.file_bytes > 0
     assert bank.get(text_hash("x")[:16]).memory_bytes == 96
+
+
+def test_stats_and_verify_keep_no_reader_waiting(bank):
+    add(bank, "x")
+    with ThreadPoolExecutor() as threads, bank.reading():
+        assert threads.submit(bank.stats).result(timeout=10).documents == 1
+        assert threads.submit(bank.verify).result(timeout=10) == []
 
 
 def test_an_empty_bank_counts_nothing(bank):

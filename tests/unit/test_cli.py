@@ -1,8 +1,10 @@
 import gzip
 import importlib.util
 import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -336,6 +338,21 @@ def test_verify_finds_what_is_damaged(learned):
     assert "expected a sound bank, got" in result.stderr
     result = run("verify", "--json")
     assert lines(result.stdout)[0]["document_id"] == "arbon"
+
+
+def test_verify_names_damage_that_forbids_counting(learned):
+    with closing(sqlite3.connect("memory.sqlite")) as bank:
+        bank.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page,) = bank.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'documents_in_force'"
+        ).fetchone()
+    content = bytearray(Path("memory.sqlite").read_bytes())
+    content[(page - 1) * 16384 : (page - 1) * 16384 + 100] = b"\xff" * 100
+    Path("memory.sqlite").write_bytes(content)
+    result = run("verify")
+    assert result.exit_code == 4
+    assert result.stdout.startswith("file: ")
+    assert "expected a sound bank, got 1 damaged places" in result.stderr
 
 
 @pytest.mark.parametrize(
