@@ -14,6 +14,7 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
+from cmt.dates import checked_span
 from cmt.errors import CorruptRecordError, InputError, UnknownIdError
 from cmt.learning import changed_document, with_options
 from cmt.readers import READERS, read_stdin
@@ -252,12 +253,17 @@ def _identified(
 
 
 def _dated(records: Iterable[Document | Failure], date: str | None) -> Iterator[Document | Failure]:
-    """The records; documents without a date with this one."""
-    for record in records:
-        if isinstance(record, Failure):
-            yield record
-        else:
-            yield replace(record, date=record.date or date)
+    """The records; documents without a date with this one.
+
+    Raises:
+        InputError: It is none.
+    """
+    if date is not None:
+        checked_span(date, "date")
+    return (
+        record if isinstance(record, Failure) else replace(record, date=record.date or date)
+        for record in records
+    )
 
 
 def _fitting(

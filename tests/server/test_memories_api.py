@@ -251,6 +251,8 @@ def test_a_file_of_several_records_has_no_single_id(client, memory, stream):
     ("params", "message"),
     [
         ({"expires_at": "tomorrow"}, "ISO 8601"),
+        ({"date": "tomorrow"}, "expected date as in 2026-01-31"),
+        ({"date": "tomorrow", "stream": True}, "expected date as in 2026-01-31"),
         ({"namespace": " x"}, "expected namespace to be a word or a few"),
         ({"tags": [" x"]}, "expected a tag"),
         ({"tag": "x"}, "tag: Extra inputs"),
