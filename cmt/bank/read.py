@@ -39,7 +39,8 @@ def find_numbers(sqlite: sqlite3.Connection, document_id: str, namespace: str) -
         return []
     rows = sqlite.execute(
         "SELECT number FROM documents WHERE id = ? AND namespace = ? "
-        "ORDER BY superseded_at IS NULL, ends(superseded_at), number",
+        "ORDER BY superseded_at IS NULL, ends(superseded_at), "
+        "min(known_from(date, added_at), ends(superseded_at)), number",
         (document_id, namespace),
     )
     return [number for (number,) in rows.fetchall()]

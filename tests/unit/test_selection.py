@@ -72,7 +72,7 @@ def filled(bank):
 def held(document: Document) -> StoredDocument:
     """A document as a bank has it."""
     own = {field.name: getattr(document, field.name) for field in fields(document)}
-    del own["supersede"]
+    del own["supersede"], own["stamped"]
     return StoredDocument(**own, added_at=now(), memories=1, memory_bytes=1)
 
 
