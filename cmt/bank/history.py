@@ -16,17 +16,24 @@ _VERSIONS = (
 )
 
 
-def line_up(sqlite: sqlite3.Connection, document_id: str, namespace: str) -> None:
+def line_up(
+    sqlite: sqlite3.Connection, document_id: str, namespace: str, *, moved: float | None = None
+) -> None:
     """Let each version of a document hold until the next one begins, and the last without end.
 
-    They follow by date, or without one by when they were added; of one moment, by number.
+    They follow by date, or without one by when they were added; of one moment, by number. One whose
+    next was purged ends where that began, unless a version `moved` away from there.
     """
     rows = sqlite.execute(_VERSIONS, (document_id, namespace)).fetchall()
     changes: list[tuple[int, str | None]] = []
     until: str | None = None
-    for number, date, added_at, superseded_at in sorted(rows, key=_place, reverse=True):
-        if superseded_at != until:
-            changes.append((number, until))
+    for row in sorted(rows, key=_place, reverse=True):
+        number, date, added_at, superseded_at = row
+        end = until
+        if until is not None and _place(row)[0] < ends(superseded_at) != moved:
+            end = min(until, superseded_at or until, key=ends)
+        if superseded_at != end:
+            changes.append((number, end))
         since = date if span(date) is not None else added_at
         until = min(since, until or since, key=ends)
     for number, superseded_at in reversed(changes):  # the last goes into force when none is

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from cmt.bank.entries import DocumentEntry, Layout
 from cmt.bank.history import give_way, line_up, next_changes
 from cmt.bank.read import find_numbers
-from cmt.bank.records import Outcome, Status
+from cmt.bank.records import Outcome
 from cmt.bank.rows import Row, document_checksum
 from cmt.dates import checked_span, ends, known_from, now, span, today
 from cmt.errors import DocumentError, InputError, UnknownIdError
@@ -65,15 +65,13 @@ def put(sqlite: sqlite3.Connection, entry: DocumentEntry, *, known_only: bool = 
     if known is None:
         document_id = entry.id if entry.id is not None else _derived_id(sqlite, entry)
         _insert(sqlite, document_id, entry)
+        line_up(sqlite, document_id, entry.namespace)
+        return Outcome(document_id, "added", len(entry.memories), entry.memory_bytes)
+    if entry.supersede:
+        _supersede(sqlite, known, entry)
     else:
-        document_id = known.id
-        if entry.supersede:
-            _supersede(sqlite, known, entry)
-        else:
-            _replace(sqlite, known, entry)
-    line_up(sqlite, document_id, entry.namespace)
-    status: Status = "added" if known is None else "updated"
-    return Outcome(document_id, status, len(entry.memories), entry.memory_bytes)
+        _replace(sqlite, known, entry)
+    return Outcome(known.id, "updated", len(entry.memories), entry.memory_bytes)
 
 
 def check_date(sqlite: sqlite3.Connection, entry: DocumentEntry) -> None:
@@ -264,14 +262,15 @@ def _refresh_fields(sqlite: sqlite3.Connection, known: Known, entry: DocumentEnt
     if entry.supersede:
         entry = replace(entry, date=date)
     given = [entry.date, entry.title, entry.source, entry.metadata, entry.tags, entry.expires_at]
+    began = known_from(date, added_at)
     if entry.date != date:
-        give_way(sqlite, known.id, entry, until=known_from(date, added_at))
+        give_way(sqlite, known.id, entry, until=began)
     if [date, *stored, expires_at] != given:
         touched = next_changes(sqlite, 1)[0]
         row = _row(known.id, entry, added_at, superseded_at, touched)
         sqlite.execute(_UPDATE, (*row, known.number))
     if entry.date != date:
-        line_up(sqlite, known.id, entry.namespace)
+        line_up(sqlite, known.id, entry.namespace, moved=began)
 
 
 def _replace(sqlite: sqlite3.Connection, known: Known, entry: DocumentEntry) -> None:
@@ -279,14 +278,16 @@ def _replace(sqlite: sqlite3.Connection, known: Known, entry: DocumentEntry) -> 
     held = sqlite.execute(
         "SELECT date, added_at FROM documents WHERE number = ?", (known.number,)
     ).fetchone()
-    give_way(sqlite, known.id, entry, until=known_from(*held))
+    began = known_from(*held)
+    give_way(sqlite, known.id, entry, until=began)
     _remove_memories(sqlite, known.number)
     sqlite.execute(_UPDATE, (*_row(known.id, entry, now(), None, 0), known.number))
     _insert_memories(sqlite, known.number, entry)
+    line_up(sqlite, known.id, entry.namespace, moved=began)
 
 
 def _supersede(sqlite: sqlite3.Connection, known: Known, entry: DocumentEntry) -> None:
-    """Store a version beside those of its id; `_line_up` says until when it holds.
+    """Store a version beside those of its id.
 
     Without a date it holds from now on; so it does where its date is a file's time stamp no later
     than the version that holds.
@@ -298,7 +299,8 @@ def _supersede(sqlite: sqlite3.Connection, known: Known, entry: DocumentEntry) -
             entry = replace(entry, date=None)
     entry = replace(entry, date=entry.date or added_at)
     give_way(sqlite, known.id, entry, until=float("inf"))
-    _insert(sqlite, known.id, entry, added_at, superseded_at=added_at)  # until they are lined up
+    _insert(sqlite, known.id, entry, added_at, superseded_at=entry.date)  # until lined up
+    line_up(sqlite, known.id, entry.namespace)
 
 
 def _insert_memories(sqlite: sqlite3.Connection, number: int, entry: DocumentEntry) -> None:

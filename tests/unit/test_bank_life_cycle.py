@@ -334,6 +334,20 @@ def test_purge_takes_history_only_when_asked(bank):
     assert [version.text for version in bank.history("a")] == ["new"]
 
 
+def test_a_version_that_was_purged_leaves_its_time_to_none(bank):
+    for year, expiry in ((2018, None), (2020, "2021"), (2024, None)):
+        fields = {"date": f"{year}", "expires_at": expiry, "supersede": True}
+        add(bank, f"{year}", year, id="a", **fields)
+    assert bank.purge() == ["a"]
+    for year in (2026, 2016):
+        add(bank, f"{year}", year, id="a", date=f"{year}", supersede=True)
+    add(bank, "2026", id="a", date="2025")
+    expected = {"2017": ["2016"], "2019": ["2018"], "2022": [], "2024": ["2024"], "2025": ["2026"]}
+    for day, found in expected.items():
+        assert texts(bank, as_of=day) == found
+    assert bank.verify() == []
+
+
 def test_an_expired_text_that_is_added_again_lives_again(bank):
     add(bank, "sand", 1, expires_at="2020-01-01")
     assert texts(bank) == []
