@@ -17,7 +17,7 @@ import torch
 
 from cmt.bank import Bank, Outcome
 from cmt.compressor import Compressor, Encoded
-from cmt.dates import after, checked_span
+from cmt.dates import after, checked_span, now
 from cmt.errors import InputError
 from cmt.memory_records import Progress
 from cmt.records import AddReport, Document, EncodedPiece, Failure, StoredDocument
@@ -176,16 +176,18 @@ def changed_document(
     """A stored document with changes, to be added again.
 
     Where a new text supersedes, and no date is given, it holds from now on: with the old one's
-    date, the old version would have held on no day.
+    date, the old version would have held on no day. Without a new text nothing is superseded, and
+    the version's date may be moved.
 
     Raises:
         InputError: A change of what can't be changed.
     """
     _check_names(changes, DocumentChanges)
-    changed = replace(stored.document(), supersede=supersede, **changes)
-    if supersede and changed.text != stored.text and "date" not in changes:
-        return replace(changed, date=None)
-    return changed
+    changed = replace(stored.document(), **changes)
+    if not supersede or changed.text == stored.text:
+        return changed
+    date = changes.get("date")
+    return replace(changed, supersede=True, date=now() if date is None else date)
 
 
 def _check_names(given: Mapping[str, Any], expected: type) -> None:

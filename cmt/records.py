@@ -32,6 +32,8 @@ class Document:
         expires_at: ISO 8601 date or date-time from which on it is not matched any more, or None.
         supersede: Where another text is held under the id, keep that as history; or, where that
             is dated later, this one.
+        stamped: Whether the date is only a file's time stamp. A text that supersedes then holds
+            from now on where its date is no later than that of the text that holds.
     """
 
     text: str
@@ -44,6 +46,7 @@ class Document:
     tags: Sequence[str] = ()
     expires_at: str | None = None
     supersede: bool = False
+    stamped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,6 +102,7 @@ class DocumentEntry:
     tags: str
     expires_at: str | None
     supersede: bool
+    stamped: bool
     content_hash: str
     text: str
     memories: MemoryEntries = ()
@@ -120,19 +121,16 @@ def document_entry(
     tier: Tier = "bf16",
     *,
     keep: Callable[[Iterable[MemoryEntry]], MemoryEntries] = tuple,
-    stored: bool = False,
 ) -> DocumentEntry:
     """Check a document and its pieces and turn them to bytes; `keep` takes these as they come.
 
-    One that a bank has `stored` may have a date that is none: banks took them once.
+    Its date is checked where the bank's are at hand (`write.check_date`).
 
     Raises:
         InputError: Something in it can't be stored; says what, and of which document.
     """
     _check_text_fields(document)
     _check_life(document)
-    if not stored:
-        _check_date(document, "date")
     content_hash = text_hash(document.text)
     layouts: dict[Layout, None] = {}
     memory_bytes = 0
@@ -156,6 +154,7 @@ def document_entry(
         tags=json.dumps(list(check_tags(document.tags)), ensure_ascii=False),
         expires_at=document.expires_at,
         supersede=document.supersede,
+        stamped=document.stamped,
         content_hash=content_hash,
         text=document.text,
         memories=kept,
@@ -189,16 +188,8 @@ def _check_life(document: Document) -> None:
     try:
         check_label(document.namespace, "namespace")
         check_tags(document.tags)
-    except InputError as error:
-        raise DocumentError(f"{_name(document.id, document.text)}: {error}") from error
-    _check_date(document, "expires_at")
-
-
-def _check_date(document: Document, field: str) -> None:
-    value = getattr(document, field)
-    try:
-        if value is not None:
-            checked_span(value, field)
+        if document.expires_at is not None:
+            checked_span(document.expires_at, "expires_at")
     except InputError as error:
         raise DocumentError(f"{_name(document.id, document.text)}: {error}") from error
 

@@ -27,8 +27,6 @@ def prepared(
     entries: Iterable[tuple[Document, Iterable[EncodedPiece]]],
     tier: Tier,
     folder: Path,
-    *,
-    stored: bool = False,
 ) -> Iterator[list[DocumentEntry]]:
     """Documents with their pieces as a bank writes them, for as long as the block runs.
 
@@ -37,7 +35,6 @@ def prepared(
             at a time, and their bytes wait in a file.
         tier: How memories are stored.
         folder: Where the file is, the bank's.
-        stored: Whether a bank has them already.
 
     Raises:
         InputError: As `document_entry`.
@@ -55,7 +52,6 @@ def prepared(
                 pieces,
                 tier,
                 keep=tuple if isinstance(pieces, Sequence) else in_file,
-                stored=stored,
             )
             for document, pieces in entries
         ]

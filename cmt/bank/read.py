@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from cmt.bank import reachable
+from cmt.bank.condition import condition
 from cmt.bank.connection import is_damage
 from cmt.bank.records import MemorySource
 from cmt.bank.rows import (
@@ -24,7 +24,7 @@ from cmt.bank.rows import (
 )
 from cmt.errors import CorruptRecordError, UnknownIdError
 from cmt.records import DEFAULT_NAMESPACE, EncodedPiece, StoredDocument, StoredMemory
-from cmt.selection import FOREVER, Selection
+from cmt.selection import Selection
 
 Entry = tuple[StoredDocument, list[EncodedPiece]]
 
@@ -39,7 +39,8 @@ def find_numbers(sqlite: sqlite3.Connection, document_id: str, namespace: str) -
         return []
     rows = sqlite.execute(
         "SELECT number FROM documents WHERE id = ? AND namespace = ? "
-        "ORDER BY superseded_at IS NULL, ends(superseded_at), number",
+        "ORDER BY superseded_at IS NULL, ends(superseded_at), "
+        "min(known_from(date, added_at), ends(superseded_at)), number",
         (document_id, namespace),
     )
     return [number for (number,) in rows.fetchall()]
@@ -237,43 +238,17 @@ def read_document_rows(
 
     Without a selection: the latest version of each, expired or still to come too.
     """
-    condition, values = _condition(selection)
-    query = f"{SELECT_DOCUMENT} WHERE {condition} AND number > ? ORDER BY number LIMIT ? OFFSET ?"
+    where, values = condition(selection)
+    query = f"{SELECT_DOCUMENT} WHERE {where} AND number > ? ORDER BY number LIMIT ? OFFSET ?"
     rows = (*values, after, how_many, min(offset, _LARGEST_ID))
     return sqlite.execute(query, rows).fetchall()
 
 
 def count_documents(sqlite: sqlite3.Connection, selection: Selection | None) -> int:
     """How many versions `read_document_rows` would give in all."""
-    condition, values = _condition(selection)
-    query = f"SELECT count(*) FROM documents WHERE {condition}"  # noqa: S608
+    where, values = condition(selection)
+    query = f"SELECT count(*) FROM documents WHERE {where}"  # noqa: S608
     return int(sqlite.execute(query, values).fetchone()[0])
-
-
-def _condition(selection: Selection | None) -> tuple[str, list[Any]]:
-    """`Selection.takes` in SQL; `known_from` and `ends` are functions of the connection."""
-    if selection is None:
-        return "superseded_at IS NULL", []
-    parts: list[str] = []
-    values: list[Any] = []
-    if selection.namespace is not None:
-        parts.append("namespace = ?")
-        values.append(selection.namespace)
-    for tag in selection.tags:
-        parts.append("json_valid(tags) AND EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
-        values.append(tag)
-    if selection.since > -FOREVER:
-        parts.append("known_from(date, added_at) >= ?")
-        values.append(selection.since)
-    if selection.until < FOREVER:
-        parts.append("known_from(date, added_at) <= ?")
-        values.append(selection.until)
-    at, day = selection.moments()
-    parts.append("(known_from(date, added_at) <= ? OR known_from(date, added_at) = ?)")
-    parts.append("(superseded_at IS NULL OR ends(superseded_at) > ? AND ends(superseded_at) <> ?)")
-    parts.append("(expires_at IS NULL OR ends(expires_at) > ?)")
-    values += [at, day, at, day, at]
-    return " AND ".join(parts), values
 
 
 def _check_id(memory_id: int) -> None:

@@ -71,7 +71,7 @@ class Staging:
         """
         documents = ((document.document(), own) for _, document, own in entries)
         with (
-            prepared(documents, self._bank.tier, self.path.parent, stored=True) as ready,
+            prepared(documents, self._bank.tier, self.path.parent) as ready,
             self._staged.writing() as sqlite,
         ):
             write.check_layout(sqlite, ready)

@@ -157,11 +157,12 @@ class Bank:
 
         - with an id it doesn't hold: "added";
         - with an id it holds with another text: the new text and memories replace the old
-          in the same transaction, "updated"; with `supersede` the old version stays as history,
-          until the new one's date, or, where the old one is dated later, the new one comes before
-          it; a version with the same text and date is "unchanged";
+          in the same transaction, "updated";
         - with an id it holds with the same text: the memories stay and pieces are not needed;
           the other fields are taken over where they differ, "unchanged";
+        - with an id it holds, and `supersede`: a version of it with the same text and date
+          (without a date: the one that holds now, with the same text) is "unchanged" and keeps its
+          date; else the document becomes one more version, "updated", dated now without a date;
         - without id, with a text it doesn't hold: "added" under an id derived from the text;
         - without id, with a text it holds: nothing is written, "unchanged"; `Outcome.id` is
           the id it is held under. (If it had expired, its fields are taken over.)
@@ -203,7 +204,7 @@ class Bank:
         self._require_fingerprint()
         documents = ((own.document(), pieces) for own, pieces in entries)
         with (
-            prepared(documents, self.tier, self.path.parent, stored=True) as ready,
+            prepared(documents, self.tier, self.path.parent) as ready,
             self.writing() as sqlite,
         ):
             write.check_layout(sqlite, ready)
@@ -234,10 +235,11 @@ class Bank:
         """
         entry = document_entry(document)
         with self._reader.reading() as sqlite:
+            write.check_date(sqlite, entry)
             known = write.find(sqlite, entry)
         if known is None:
             return "new"
-        return "unchanged" if known.content_hash == entry.content_hash else "changed"
+        return "unchanged" if known.unchanged else "changed"
 
     def get(self, document_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> StoredDocument:
         """The document with this id, its latest version: maybe one that is still to come.

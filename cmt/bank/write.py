@@ -6,16 +6,17 @@ import itertools
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from cmt.bank.entries import DocumentEntry, Layout
+from cmt.bank.history import give_way, line_up, next_changes
 from cmt.bank.read import find_numbers
 from cmt.bank.records import Outcome
-from cmt.bank.rows import SELECT_DOCUMENT, corrupt, document_checksum, document_damage
-from cmt.dates import ends, known_from, now, span
-from cmt.errors import InputError, UnknownIdError
+from cmt.bank.rows import Row, document_checksum
+from cmt.dates import checked_span, ends, known_from, now, span, today
+from cmt.errors import DocumentError, InputError, UnknownIdError
 from cmt.records import StoredDocument
 
 _DERIVED_ID_CHARS = 16
@@ -29,35 +30,22 @@ _KNOWN = "SELECT number, id, content_hash FROM documents WHERE "
 _LATEST = _KNOWN + "superseded_at IS NULL"
 _BY_ID = _LATEST + " AND id = ? AND namespace = ?"
 _BY_TEXT = _LATEST + " AND content_hash = ? AND namespace = ? ORDER BY number LIMIT 1"
-_EARLIER = (
+_DATED = (
     _KNOWN + "id = ? AND namespace = ? AND content_hash = ? AND date = ? "
     "AND ends(superseded_at) >= known_from(date, added_at) LIMIT 1"
+)
+_HOLDING = (
+    "SELECT number, id, content_hash, date, added_at FROM documents "
+    "WHERE id = ? AND namespace = ? AND known_from(date, added_at) <= ? AND ends(superseded_at) > ?"
 )
 
 
 class Known(NamedTuple):
-    """The version that an entry meets in the bank."""
+    """The version that an entry meets in the bank; `unchanged` where it is the entry's own."""
 
     number: int
     id: str
-    content_hash: str
-
-
-class Version(NamedTuple):
-    """When a version of a document holds; moments in seconds since 1970.
-
-    Attributes:
-        dated: Whether it has a date; without, it holds from when it was added.
-        since: When it begins to hold, as text.
-        starts: The same as a moment.
-        ends: When the next one begins; infinity for the latest.
-    """
-
-    number: int
-    dated: bool
-    since: str
-    starts: float
-    ends: float
+    unchanged: bool
 
 
 def put(sqlite: sqlite3.Connection, entry: DocumentEntry, *, known_only: bool = False) -> Outcome:
@@ -66,42 +54,75 @@ def put(sqlite: sqlite3.Connection, entry: DocumentEntry, *, known_only: bool = 
     Raises:
         UnknownIdError: Nothing is known of it, and it is to be changed, not added.
     """
+    check_date(sqlite, entry)
     known = find(sqlite, entry)
     if known is None and known_only:
         raise UnknownIdError(f"{entry.name}: expected it in the bank, but it was forgotten")
-    if known is None:
-        document_id = entry.id if entry.id is not None else _derived_id(sqlite, entry)
-        _require_memories(entry)
-        _insert(sqlite, document_id, entry)
-        return Outcome(document_id, "added", len(entry.memories), entry.memory_bytes)
-    if known.content_hash == entry.content_hash:
+    if known is not None and known.unchanged:
         _refresh_fields(sqlite, known, entry)
         return Outcome(known.id, "unchanged")
     _require_memories(entry)
+    if known is None:
+        document_id = entry.id if entry.id is not None else _derived_id(sqlite, entry)
+        _insert(sqlite, document_id, entry)
+        line_up(sqlite, document_id, entry.namespace)
+        return Outcome(document_id, "added", len(entry.memories), entry.memory_bytes)
     if entry.supersede:
         _supersede(sqlite, known, entry)
     else:
-        with _in_line(sqlite, known, entry.namespace):
-            _remove_memories(sqlite, known.number)
-            sqlite.execute(_UPDATE, (*_row(known.id, entry, now(), None, 0), known.number))
-            _insert_memories(sqlite, known.number, entry)
+        _replace(sqlite, known, entry)
     return Outcome(known.id, "updated", len(entry.memories), entry.memory_bytes)
+
+
+def check_date(sqlite: sqlite3.Connection, entry: DocumentEntry) -> None:
+    """Refuse a date that is none, unless it is a stored one: banks took them once.
+
+    Raises:
+        DocumentError: It is refused.
+    """
+    if entry.date is None or span(entry.date) is not None:
+        return
+    stored = "SELECT 1 FROM documents WHERE id = ? AND namespace = ? AND date = ?"
+    if sqlite.execute(stored, (entry.id, entry.namespace, entry.date)).fetchone() is None:
+        try:
+            checked_span(entry.date, "date")
+        except InputError as error:
+            raise DocumentError(f"{entry.name}: {error}") from error
 
 
 def find(sqlite: sqlite3.Connection, entry: DocumentEntry) -> Known | None:
     """The version that an entry would meet in the bank.
 
     That is the latest one with its id, or, for an entry without id, the oldest one with its text;
-    in its namespace. An entry that supersedes may be a version with its id, text and date, too.
+    in its namespace. To an entry that supersedes only a version with its text and date is the
+    same, or, where it has no date of its own, the one that holds now, if that has its text.
     """
-    if entry.id is not None:
-        row = sqlite.execute(_BY_ID, (entry.id, entry.namespace)).fetchone()
-        if entry.supersede and row is not None and row[2] != entry.content_hash:
-            same = (entry.id, entry.namespace, entry.content_hash, entry.date)
-            row = sqlite.execute(_EARLIER, same).fetchone() or row
-    else:
+    if entry.id is None:
         row = sqlite.execute(_BY_TEXT, (entry.content_hash, entry.namespace)).fetchone()
-    return None if row is None else Known(*row)
+    else:
+        row = _same(sqlite, entry) if entry.supersede else None
+        if row is None:
+            row = sqlite.execute(_BY_ID, (entry.id, entry.namespace)).fetchone()
+            if row is not None and entry.supersede:
+                return Known(row[0], row[1], unchanged=False)
+    return None if row is None else Known(row[0], row[1], row[2] == entry.content_hash)
+
+
+def _same(sqlite: sqlite3.Connection, entry: DocumentEntry) -> Row | None:
+    """The version that an entry with id, which supersedes, would write again."""
+    if entry.date is not None and not entry.stamped:
+        same = (entry.id, entry.namespace, entry.content_hash, entry.date)
+        row: Row | None = sqlite.execute(_DATED, same).fetchone()
+        return row
+    row = _holding(sqlite, entry.id, entry.namespace)
+    return row if row is not None and row[2] == entry.content_hash else None
+
+
+def _holding(sqlite: sqlite3.Connection, document_id: str | None, namespace: str) -> Row | None:
+    """The row of the version that holds now, if any does."""
+    moment = max(time.time(), today())
+    row: Row | None = sqlite.execute(_HOLDING, (document_id, namespace, moment, moment)).fetchone()
+    return row
 
 
 def remove(sqlite: sqlite3.Connection, document_id: str, namespace: str) -> bool:
@@ -156,14 +177,16 @@ def restore(sqlite: sqlite3.Connection, entry: DocumentEntry, stored: StoredDocu
     Raises:
         InputError: Another text is in force under its id.
     """
+    own = (entry.content_hash, entry.date, stored.added_at, stored.superseded_at)
     versions = sqlite.execute(
-        "SELECT content_hash, added_at FROM documents WHERE id = ? AND namespace = ?",
+        "SELECT content_hash, date, added_at, superseded_at FROM documents "
+        "WHERE id = ? AND namespace = ?",
         (entry.id, entry.namespace),
     ).fetchall()
     known = find(sqlite, entry) if stored.superseded_at is None else None
-    if (entry.content_hash, stored.added_at) in versions or (
-        known is not None and known.content_hash == entry.content_hash
-    ):
+    if (known is not None and known.unchanged) or _identity(*own) in {
+        _identity(*version) for version in versions
+    }:
         return Outcome(stored.id, "unchanged")
     if known is not None:
         raise InputError(
@@ -173,6 +196,18 @@ def restore(sqlite: sqlite3.Connection, entry: DocumentEntry, stored: StoredDocu
     _require_memories(entry)
     _insert(sqlite, stored.id, entry, stored.added_at, stored.superseded_at)
     return Outcome(stored.id, "added", len(entry.memories), entry.memory_bytes)
+
+
+def _identity(
+    content_hash: str, date: str | None, added_at: str, superseded_at: str | None
+) -> tuple[str | None, ...]:
+    """What tells a version from others of its id.
+
+    Of those with one text, date and second, all but the last are superseded before they hold: so
+    they differ in that, while the last may have been superseded since it was exported.
+    """
+    holds = ends(superseded_at) > known_from(date, added_at)
+    return content_hash, date, added_at, None if holds else superseded_at
 
 
 def stage(sqlite: sqlite3.Connection, entry: DocumentEntry, number: int) -> None:
@@ -214,88 +249,62 @@ def _row(
 def _refresh_fields(sqlite: sqlite3.Connection, known: Known, entry: DocumentEntry) -> None:
     """Take over title, date, source and the like where they differ; the memories stay.
 
-    An entry without id only met a text: then nothing changes, unless that text has expired.
+    An entry without id only met a text: then nothing changes, unless that text has expired. One
+    that supersedes leaves a version its date.
     """
-    *stored, expires_at, added_at, superseded_at = sqlite.execute(
-        "SELECT title, date, source, metadata, tags, expires_at, added_at, superseded_at "
+    date, *stored, expires_at, added_at, superseded_at = sqlite.execute(
+        "SELECT date, title, source, metadata, tags, expires_at, added_at, superseded_at "
         "FROM documents WHERE number = ?",
         (known.number,),
     ).fetchone()
     if entry.id is None and ends(expires_at) > time.time():
         return
-    given = [entry.title, entry.date, entry.source, entry.metadata, entry.tags, entry.expires_at]
-    if [*stored, expires_at] != given:
-        touched = _next_changes(sqlite, 1)[0]
+    if entry.supersede:
+        entry = replace(entry, date=date)
+    given = [entry.date, entry.title, entry.source, entry.metadata, entry.tags, entry.expires_at]
+    began = known_from(date, added_at)
+    if entry.date != date:
+        give_way(sqlite, known.id, entry, until=began)
+    if [date, *stored, expires_at] != given:
+        touched = next_changes(sqlite, 1)[0]
         row = _row(known.id, entry, added_at, superseded_at, touched)
-        with _in_line(sqlite, known, entry.namespace):
-            sqlite.execute(_UPDATE, (*row, known.number))
+        sqlite.execute(_UPDATE, (*row, known.number))
+    if entry.date != date:
+        line_up(sqlite, known.id, entry.namespace, moved=began)
+
+
+def _replace(sqlite: sqlite3.Connection, known: Known, entry: DocumentEntry) -> None:
+    """Put another text in the place of the latest."""
+    held = sqlite.execute(
+        "SELECT date, added_at FROM documents WHERE number = ?", (known.number,)
+    ).fetchone()
+    began = known_from(*held)
+    give_way(sqlite, known.id, entry, until=began)
+    _remove_memories(sqlite, known.number)
+    sqlite.execute(_UPDATE, (*_row(known.id, entry, now(), None, 0), known.number))
+    _insert_memories(sqlite, known.number, entry)
+    line_up(sqlite, known.id, entry.namespace, moved=began)
 
 
 def _supersede(sqlite: sqlite3.Connection, known: Known, entry: DocumentEntry) -> None:
-    """Store a version in its place in time: from its date until the next one's.
+    """Store a version beside those of its id.
 
-    It is the latest, unless the latest so far is dated later. Where that has no date, when it
-    began to hold is a guess, and it gives way.
+    Without a date it holds from now on; so it does where its date is a file's time stamp no later
+    than the version that holds.
     """
     added_at = now()
-    starts = known_from(entry.date, added_at)
-    versions = _versions(sqlite, known.id, entry.namespace)
-    later = [one for one in versions if starts < one.starts < one.ends]
-    if not any(one.dated for one in later) or known.number not in {one.number for one in later}:
-        later = []
-    for one in versions:
-        if one not in later and one.ends > starts:
-            _end(sqlite, one.number, entry.date or added_at)
-    until = min(later, key=lambda one: one.starts).since if later else None
-    _insert(sqlite, known.id, entry, added_at, until)
-
-
-@contextmanager
-def _in_line(sqlite: sqlite3.Connection, known: Known, namespace: str) -> Iterator[None]:
-    """While a version changes in place: the one before it goes on to hold until it begins."""
-    before = {one.number: one for one in _versions(sqlite, known.id, namespace)}
-    yield
-    after = {one.number: one for one in _versions(sqlite, known.id, namespace)}
-    old, new = before[known.number], after[known.number]
-    for one in after.values():
-        if one.ends == old.starts != new.starts:
-            _end(sqlite, one.number, new.since)
-
-
-def _versions(sqlite: sqlite3.Connection, document_id: str, namespace: str) -> list[Version]:
-    rows = sqlite.execute(
-        "SELECT number, date, added_at, superseded_at FROM documents "
-        "WHERE id = ? AND namespace = ?",
-        (document_id, namespace),
-    )
-    return [
-        Version(
-            number=number,
-            dated=span(date) is not None,
-            since=date if span(date) is not None else added_at,
-            starts=known_from(date, added_at),
-            ends=ends(superseded_at),
-        )
-        for number, date, added_at, superseded_at in rows.fetchall()
-    ]
-
-
-def _end(sqlite: sqlite3.Connection, number: int, superseded_at: str) -> None:
-    """Say until when a version holds."""
-    row = sqlite.execute(f"{SELECT_DOCUMENT} WHERE number = ?", (number,)).fetchone()
-    damage = document_damage(row)
-    if damage is not None:
-        raise corrupt(row[0], None, damage)
-    guard = document_checksum((*row[:9], superseded_at), row[10])
-    touched = _next_changes(sqlite, 1)[0]
-    sqlite.execute(
-        "UPDATE documents SET superseded_at = ?, checksum = ?, touched = ? WHERE number = ?",
-        (superseded_at, guard, touched, number),
-    )
+    if entry.stamped:
+        held = _holding(sqlite, known.id, entry.namespace)
+        if held is not None and known_from(entry.date, added_at) <= known_from(held[3], held[4]):
+            entry = replace(entry, date=None)
+    entry = replace(entry, date=entry.date or added_at)
+    give_way(sqlite, known.id, entry, until=float("inf"))
+    _insert(sqlite, known.id, entry, added_at, superseded_at=entry.date)  # until lined up
+    line_up(sqlite, known.id, entry.namespace)
 
 
 def _insert_memories(sqlite: sqlite3.Connection, number: int, entry: DocumentEntry) -> None:
-    memory_ids = _next_changes(sqlite, len(entry.memories))
+    memory_ids = next_changes(sqlite, len(entry.memories))
     for memory_id, memory in zip(memory_ids, entry.memories, strict=True):
         sqlite.execute(
             "INSERT INTO memories (memory_id, document, start_char, end_char, tokens, dtype, "
@@ -319,16 +328,9 @@ def _insert_memories(sqlite: sqlite3.Connection, number: int, entry: DocumentEnt
 
 def _remove_memories(sqlite: sqlite3.Connection, number: int) -> None:
     rows = sqlite.execute("SELECT memory_id FROM memories WHERE document = ?", (number,)).fetchall()
-    changes = _next_changes(sqlite, len(rows))
+    changes = next_changes(sqlite, len(rows))
     sqlite.executemany(
         "INSERT INTO removals (change, memory_id) VALUES (?, ?)",
         [(change, memory_id) for change, (memory_id,) in zip(changes, rows, strict=True)],
     )
     sqlite.execute("DELETE FROM memories WHERE document = ?", (number,))
-
-
-def _next_changes(sqlite: sqlite3.Connection, how_many: int) -> range:
-    """The next numbers of the one sequence that counts memories and removals."""
-    last = int(sqlite.execute("SELECT last_change FROM bank").fetchone()[0])
-    sqlite.execute("UPDATE bank SET last_change = ?", (last + how_many,))
-    return range(last + 1, last + how_many + 1)

@@ -53,7 +53,7 @@ FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?\n)---[ \t]*\n", re.DOTALL)
 class Origin:
     """Where a stream comes from, and the title and date of a document that has none itself.
 
-    `id` is for a stream that holds one document.
+    The date is a file's time stamp. `id` is for a stream that holds one document.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Origin:
             title=title or self.title,
             date=self.date,
             source=self.name,
+            stamped=self.date is not None,
         )
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
+from cmt.dates import checked_span
 from cmt.errors import CorruptRecordError, InputError, UnknownIdError
 from cmt.learning import changed_document, with_options
 from cmt.readers import READERS, read_stdin
@@ -155,10 +156,13 @@ async def patch(
     With `supersede` the old text holds until the new one's date (until now, without one); one dated
     earlier than the old text is its history. The version changed is given back.
     """
+    written: list[tuple[str, str | None]] = []
 
     def changed() -> Iterator[Document]:  # runs where nothing else is added meanwhile
         stored = service.memory.get(document_id, namespace=namespace)
-        yield changed_document(stored, asked.changes(), supersede=asked.supersede)
+        document = changed_document(stored, asked.changes(), supersede=asked.supersede)
+        written.append((document.text, document.date))
+        yield document
 
     documents = _fitting(service, changed())
     learning = service.learning.learn(documents, known_only=True)
@@ -167,8 +171,8 @@ async def patch(
         service.memory.get(document_id, namespace=namespace)  # forgotten meanwhile?
         raise ServiceError(400, "invalid_value", public(report.failed[0].reason, service.secrets))
     versions = service.memory.history(document_id, namespace=namespace)
-    changed_ones = [one for one in versions if asked.text in (None, one.text)]
-    return DocumentOut.of((changed_ones or versions)[-1])
+    own = [version for version in versions if (version.text, version.date) in written]
+    return DocumentOut.of((own or versions)[-1])
 
 
 @router.delete("/{document_id:path}")
@@ -260,12 +264,17 @@ def _identified(
 
 
 def _dated(records: Iterable[Document | Failure], date: str | None) -> Iterator[Document | Failure]:
-    """The records; documents without a date with this one."""
-    for record in records:
-        if isinstance(record, Failure):
-            yield record
-        else:
-            yield replace(record, date=record.date or date)
+    """The records; documents without a date with this one.
+
+    Raises:
+        InputError: It is none.
+    """
+    if date is not None:
+        checked_span(date, "date")
+    return (
+        record if isinstance(record, Failure) else replace(record, date=record.date or date)
+        for record in records
+    )
 
 
 def _fitting(

@@ -43,9 +43,9 @@ def test_what_is_added_is_stored_found_changed_and_forgotten(client, memory):
     dated = client.patch("/v1/memories/selka", json={"date": "2024-05-31"}).json()
     assert dated["date"] == "2024-05-31"
     undated = {"text": "It was built again in 1960.", "supersede": True}
-    assert client.patch("/v1/memories/selka", json=undated).json()["date"] is None
+    changed = client.patch("/v1/memories/selka", json=undated).json()
     held, newest = memory.history("selka")[-2:]
-    assert held.date == "2024-05-31" < held.superseded_at <= newest.added_at
+    assert held.date == "2024-05-31" < held.superseded_at == newest.date == changed["date"]
 
     assert client.delete("/v1/memories/selka").json()["deleted"] is True
     assert client.get("/v1/memories/selka").status_code == 404
@@ -160,6 +160,8 @@ def test_versions_have_their_places_in_time(client):
     for name, date in (("Ada", "2099-01-01"), ("Bea", "2023-01-01")):
         answer = client.patch(path, json={"text": name, "date": date, **supersede}).json()
         assert (answer["text"], answer["date"]) == (name, date)
+    bea = client.patch(path, json={"text": "Bea", "date": "2022", **supersede}).json()
+    assert (bea["text"], bea["date"], bea["superseded_at"]) == ("Bea", "2022", "2023-01-01")
     assert found() == found(as_of="2024-06-01") == [text]
     assert found(as_of="2099-01-01") == ["Ada"]
     assert found(as_of="2023-06-01") == ["Bea"]
@@ -251,6 +253,8 @@ def test_a_file_of_several_records_has_no_single_id(client, memory, stream):
     ("params", "message"),
     [
         ({"expires_at": "tomorrow"}, "ISO 8601"),
+        ({"date": "tomorrow"}, "expected date as in 2026-01-31"),
+        ({"date": "tomorrow", "stream": True}, "expected date as in 2026-01-31"),
         ({"namespace": " x"}, "expected namespace to be a word or a few"),
         ({"tags": [" x"]}, "expected a tag"),
         ({"tag": "x"}, "tag: Extra inputs"),

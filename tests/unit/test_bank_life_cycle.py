@@ -153,9 +153,8 @@ def test_a_version_that_an_old_bank_hid_comes_back_when_it_is_added_again(bank):
     add(bank, "Ann", 1, **ann)
     (held,) = bank.history("mayor")
     bank.delete("mayor")
-    pieces = [make_piece("Ann", 1)]
-    bank.restore([(replace(held, superseded_at="2019-01-01"), pieces)])
-    add(bank, "Bob", 2, id="mayor", date="2019-01-01")
+    bank.restore([(replace(held, superseded_at="2019-01-01"), [make_piece("Ann", 1)])])
+    bank.restore([(replace(held, text="Bob", date="2019-01-01"), [make_piece("Bob", 2)])])
     assert texts(bank) == ["Bob"]
     assert add(bank, "Ann", 1, **ann).status == "updated"
     assert texts(bank) == ["Ann"]
@@ -176,6 +175,110 @@ def test_a_new_date_moves_the_end_of_the_version_before(bank):
     add(bank, "newest", 3, id="a", date="2024-01-01")  # in the place of "new"
     assert texts(bank) == ["newest"]
     assert texts(bank, as_of="2023") == ["old"]
+    assert bank.verify() == []
+
+
+def test_a_version_that_gave_way_does_not_come_back_with_an_earlier_date(bank):
+    add(bank, "undated", 1, id="a")
+    add(bank, "dated", 2, id="a", date="2020-01-01", supersede=True)
+    add(bank, "dated", id="a", date="2010-01-01")
+    assert texts(bank) == texts(bank, as_of="2010-01-01") == ["dated"]
+    add(bank, "dated", id="a", date="2999-01-01")
+    assert texts(bank) == ["undated"]
+    assert bank.verify() == []
+
+
+def test_a_text_that_supersedes_without_a_date_gives_way_to_none(bank):
+    add(bank, "Ann", 1, id="mayor", date="2024-01-01")
+    add(bank, "Bob", 2, id="mayor", supersede=True)
+    add(bank, "Mid", 3, id="mayor", date="2025-06-01", supersede=True)
+    assert texts(bank) == ["Bob"]
+    assert [version.text for version in bank.history("mayor")] == ["Ann", "Mid", "Bob"]
+    assert bank.purge(history=True) == ["mayor", "mayor"]
+    assert [version.text for version in bank.history("mayor")] == ["Bob"]
+
+
+@pytest.mark.parametrize(
+    ("versions", "held"),
+    [
+        ([("old", "2020"), ("cur", "2021"), ("cur", "2099")], {None: "cur", "2020": "old"}),
+        ([("W", "2018"), ("X", "2020"), ("X", "2025")], {None: "X", "2019": "W", "2022": "X"}),
+        ([("A", "2020"), ("B", "2022"), ("A", "2024")], {None: "A", "2021": "A", "2023": "B"}),
+        ([("A", "2024"), ("B", "2022"), ("A", "2020")], {None: "A", "2021": "A", "2023": "B"}),
+    ],
+)
+def test_a_text_that_comes_again_at_another_date_is_another_version(bank, versions, held):
+    for _ in range(2):  # the second time nothing is new
+        statuses = [
+            add(bank, text, 1, id="a", date=date, supersede=True).status for text, date in versions
+        ]
+    assert statuses == ["unchanged"] * 3
+    history = [(one.text, one.date) for one in bank.history("a")]
+    assert history == sorted(versions, key=lambda one: one[1])
+    for day, text in held.items():
+        assert texts(bank, as_of=day) == [text]
+    assert bank.verify() == []
+
+
+def test_superseding_leaves_the_date_of_the_text_held(bank):
+    add(bank, "sand", 1, id="a", date="2020-01-01")
+    add(bank, "sand", id="a", title="Sand", supersede=True)
+    (held,) = bank.history("a")
+    assert (held.title, held.date) == ("Sand", "2020-01-01")
+    add(bank, "sand", id="a")
+    assert bank.get("a").date is None
+
+
+@pytest.mark.parametrize("stamp", ["2020-01-01", "2022-01-01"])
+def test_a_time_stamp_that_is_no_later_does_not_make_a_text_history(bank, stamp):
+    add(bank, "old", 1, id="a", date="2020-01-01", stamped=True)
+    add(bank, "new", 2, id="a", date="2022-01-01", stamped=True, supersede=True)
+    back = {"id": "a", "date": stamp, "stamped": True, "supersede": True}
+    assert add(bank, "old", 3, **back).status == "updated"
+    assert texts(bank) == ["old"]
+    assert texts(bank, as_of="2021") == ["old"]
+    assert texts(bank, as_of="2023") == ["new"]
+    assert add(bank, "old", 3, **back).status == "unchanged"
+    assert add(bank, "old", 3, **{**back, "date": "2023-01-01"}).status == "unchanged"
+    assert [version.text for version in bank.history("a")] == ["old", "new", "old"]
+    add(bank, "ahead", 4, id="a", date="2999-01-01", supersede=True)
+    assert add(bank, "new", 5, **back).status == "updated"
+    assert texts(bank) == ["new"]
+
+
+def test_a_date_that_moves_past_another_version_changes_places_with_it(bank):
+    for year in (2016, 2020, 2024):
+        add(bank, f"{year}", year, id="a", date=f"{year}", supersede=True)
+    add(bank, "2024", id="a", date="2018")
+    held = [(version.text, version.superseded_at) for version in bank.history("a")]
+    assert held == [("2016", "2018"), ("2024", "2020"), ("2020", None)]
+    assert texts(bank, as_of="2019") == ["2024"]
+    assert texts(bank) == ["2020"]
+    assert bank.get("a").text == "2020"
+    assert bank.verify() == []
+
+
+def test_a_document_of_one_version_is_written_once(bank):
+    add(bank, "sand", 1, id="a", date="2020")
+    cursor = bank.key_changes(0).cursor
+    add(bank, "sand", 1, id="a", date="2021")
+    assert bank.key_changes(cursor).cursor == cursor + 1
+
+
+def test_a_stored_date_that_is_none_stays_and_another_is_refused(bank):
+    add(bank, "sand", 1, id="a", date="2020")
+    (held,) = bank.history("a")
+    bank.delete("a")
+    bank.restore([(replace(held, date="Spring 2019"), [make_piece("sand", 1)])])
+    again = {"id": "a", "date": "Spring 2019"}
+    assert bank.status_of(Document(text="sand", **again)) == "unchanged"
+    assert add(bank, "sand", title="Sand", **again).status == "unchanged"
+    assert add(bank, "silt", 2, **again).status == "updated"
+    held = bank.get("a")
+    assert (held.text, held.date) == ("silt", "Spring 2019")
+    for other in ({"date": "Spring 2020"}, {"namespace": "news"}, {"id": "b"}):
+        with pytest.raises(DocumentError, match=r"expected date as in .* got 'Spring 20"):
+            add(bank, "silt", 2, **{**again, **other})
     assert bank.verify() == []
 
 
@@ -229,6 +332,20 @@ def test_purge_takes_history_only_when_asked(bank):
     assert bank.stats().superseded == 1
     assert bank.purge(history=True) == ["a"]
     assert [version.text for version in bank.history("a")] == ["new"]
+
+
+def test_a_version_that_was_purged_leaves_its_time_to_none(bank):
+    for year, expiry in ((2018, None), (2020, "2021"), (2024, None)):
+        fields = {"date": f"{year}", "expires_at": expiry, "supersede": True}
+        add(bank, f"{year}", year, id="a", **fields)
+    assert bank.purge() == ["a"]
+    for year in (2026, 2016):
+        add(bank, f"{year}", year, id="a", date=f"{year}", supersede=True)
+    add(bank, "2026", id="a", date="2025")
+    expected = {"2017": ["2016"], "2019": ["2018"], "2022": [], "2024": ["2024"], "2025": ["2026"]}
+    for day, found in expected.items():
+        assert texts(bank, as_of=day) == found
+    assert bank.verify() == []
 
 
 def test_an_expired_text_that_is_added_again_lives_again(bank):

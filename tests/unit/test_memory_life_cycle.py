@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -75,12 +76,13 @@ def test_a_text_that_supersedes_without_a_date_holds_from_now_on(memory):
     memory.add(mayor("Ann", "2020-01-01"))
     memory.update("mayor", text="Bob is the mayor of Arbon.", supersede=True)
     old, new = memory.history("mayor")
-    assert (old.date, new.date) == ("2020-01-01", None)
-    assert old.superseded_at <= new.added_at
+    assert old.date == "2020-01-01" < old.superseded_at == new.date <= new.added_at
     assert sources(memory, as_of="2020-06-01") == ["Ann"]
     assert sources(memory) == ["Bob"]
     memory.update("mayor", title="Mayor", supersede=True)  # no new text: nothing ends
-    assert len(memory.history("mayor")) == 2
+    memory.update("mayor", date="2019-01-01", supersede=True)
+    assert [version.title for version in memory.history("mayor")] == ["Mayor", ""]
+    assert sources(memory) == ["Ann"]
 
 
 def test_a_version_dated_ahead_is_not_answered_from_yet(memory):
@@ -108,6 +110,21 @@ def test_a_document_with_a_date_that_is_none_fails_alone(memory):
     assert "expected date as in 2026-01-31" in report.failed[0].reason
 
 
+def test_a_document_with_a_date_that_is_none_can_be_updated(memory):
+    memory.add(mayor("Ann", "2020-01-01"))
+    ((held, pieces),) = memory.bank.entries()
+    memory.forget("mayor")
+    memory.bank.restore([(replace(held, date="Spring 2019"), pieces)])
+    memory.update("mayor", tags=["news"])
+    memory.update("mayor", text="Bob is the mayor of Arbon.")
+    stored = memory.get("mayor")
+    assert (stored.date, stored.tags, stored.text[:3]) == ("Spring 2019", ("news",), "Bob")
+    with pytest.raises(InputError, match=r"expected date as in .* got 'Spring 2020'"):
+        memory.update("mayor", date="Spring 2020")
+    memory.update("mayor", date="2019-03")
+    assert memory.get("mayor").date == "2019-03"
+
+
 def test_update_refuses_what_it_cannot_do(memory):
     memory.add(mayor("Ann", "2020-01-01"))
     with pytest.raises(UnknownIdError):
@@ -118,6 +135,8 @@ def test_update_refuses_what_it_cannot_do(memory):
         memory.update("mayor", expires_at="soon")
     with pytest.raises(InputError, match=r"expected date as in .* got 'yesterday'"):
         memory.update("mayor", date="yesterday")
+    with pytest.raises(InputError, match=r"expected date as in .* got ''"):
+        memory.update("mayor", text="Bob is the mayor.", date="", supersede=True)
     with pytest.raises(InputError, match="expected text to hold more than spaces"):
         memory.update("mayor", text=" ")
     assert memory.get("mayor").text == "Ann is the mayor of Arbon."

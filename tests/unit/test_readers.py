@@ -56,13 +56,15 @@ def test_text_has_the_file_name_as_title_the_path_as_source_and_the_change_as_da
         title="harbour.log",
         source=str(path),
         date="2024-05-04",
+        stamped=True,
     )
 
 
 def test_a_change_that_lies_ahead_is_no_date(write):
     path = write("a.txt", "sand")
     os.utime(path, (4e9, 4e9))  # in 2096
-    assert the_document(read_path(path)).date is None
+    document = the_document(read_path(path))
+    assert (document.date, document.stamped) == (None, False)
 
 
 def test_a_path_may_be_a_string_and_an_extension_in_capitals(write):
@@ -238,7 +240,7 @@ def test_json_lines_give_a_document_a_line_and_keep_other_fields_as_metadata(wri
             source="s",
             metadata={"a": 1, "b": [2]},
         ),
-        Document(text="clay", title="a", date="2024-05-04", source=str(path)),
+        Document(text="clay", title="a", date="2024-05-04", source=str(path), stamped=True),
     ]
 
 
@@ -307,7 +309,7 @@ def test_csv_rows_are_documents(write):
             source=str(path),
             metadata={"a": 1, "colour": "red"},
         ),
-        Document(text="silt", title="a", date="2024-05-04", source=str(path)),
+        Document(text="silt", title="a", date="2024-05-04", source=str(path), stamped=True),
     ]
 
 

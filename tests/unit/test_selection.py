@@ -72,7 +72,7 @@ def filled(bank):
 def held(document: Document) -> StoredDocument:
     """A document as a bank has it."""
     own = {field.name: getattr(document, field.name) for field in fields(document)}
-    del own["supersede"]
+    del own["supersede"], own["stamped"]
     return StoredDocument(**own, added_at=now(), memories=1, memory_bytes=1)
 
 
@@ -104,6 +104,27 @@ def test_a_filter_selects_the_same_in_sql_in_columns_and_by_itself(filled, filte
     sources = filled.sources([hit.memory_id for hit in hits])
     assert {(s.namespace, s.document_id, s.excerpt) for s in sources} == expected
     assert len(hits) == len(expected)
+
+
+def test_what_sql_spares_itself_parsing_is_selected_alike(bank):
+    """Every way to write a date, at every moment around it, and at the ends of time."""
+    near = ["2024", "2024-01", "2024-01-01", "20240101", "2024-W01-1", "2024W011", "2023-W52-7"]
+    zones = ["2023-12-31T23:59:59-23:59", "2024-01-01T00:00+23:59", "2024-W01-1T12:00-23:59"]
+    dates = [*near, *zones, "0001", "9999-12-31", "2023-99-99", "Spring 2019", None]
+    documents = [Document(text=f"{n}", id=f"{n}", date=date) for n, date in enumerate(dates)]
+    bank.restore([(held(one), make_entry(one.text)[1]) for one in documents])
+    days = [f"2023-12-{day}" for day in range(20, 32)]
+    days += [f"2024-01-0{day}T{hour}:59" for day in range(1, 10) for hour in ("00", "23")]
+    ends_of_time = ["0001-01-01T00:00+10:00", "0001", "9999-12-31", "9999-12-31T23:59-10:00"]
+    for day in (*ends_of_time, *days, "2024-01-15"):
+        selection = select(as_of=day)
+        found = {one.id for one in bank.documents(selection=selection)}
+        assert found == {
+            one.id
+            for one in bank.documents()
+            if selection.holds(known_from(one.date, one.added_at), np.inf, np.inf)
+        }
+        assert bank.count_documents(selection) == len(found)
 
 
 def test_a_version_to_come_is_selected_from_its_moment_on(bank, monkeypatch):

@@ -61,6 +61,22 @@ def test_everything_comes_back_history_and_dates_too(filled, tmp_path, monkeypat
         assert [v.superseded_at for v in copy.history("mayor")] == ["2024-01-01", None]
 
 
+def test_a_text_that_came_again_comes_back_as_often(bank, tmp_path, monkeypatch):
+    monkeypatch.setattr("cmt.bank.write.now", lambda: "2025-01-01T12:00:00+00:00")
+    for text, date in (("A", "2020"), ("B", "2022"), ("A", "2024"), ("B", None), ("A", None)):
+        add(bank, text, 1, id="a", date=date, supersede=True)
+    assert len(bank.history("a")) == 5
+    transfer.export_bank(bank, tmp_path / "export")
+    with Bank.open(tmp_path / "copy.sqlite", FINGERPRINT) as copy:
+        report = transfer.import_bank(copy, tmp_path / "export")
+        assert (report.documents, report.unchanged) == (5, 0)
+        assert everything(copy) == everything(bank)
+        assert transfer.import_bank(copy, tmp_path / "export").unchanged == 5
+        monkeypatch.undo()
+        add(copy, "C", 2, id="a", supersede=True)  # the export's latest is history now
+        assert transfer.import_bank(copy, tmp_path / "export").unchanged == 5
+
+
 def test_a_date_that_is_none_of_an_old_bank_comes_along(bank, tmp_path):
     add(bank, "sand", 1, id="a")
     folder = tmp_path / "export"

@@ -292,6 +292,27 @@ def test_options_apply_and_files_may_be_kept(memory, folder, write):
     assert len(memory.history(path, namespace="n")) == 2
 
 
+def test_a_file_put_back_to_an_older_state_is_learned(memory, folder, write):
+    path = write("a.txt", "sand")
+    os.utime(path, (LONG_AGO, LONG_AGO))
+    watch = Watch(memory, folder, supersede=True)
+    watch.round()
+    edited = 1_500_000_000
+    write("a.txt", "silt")
+    os.utime(path, (edited, edited))
+    watch.round()
+    write("a.txt", "sand")  # as cp -p, rsync -a and tar leave it, with the old time stamp
+    os.utime(path, (LONG_AGO, LONG_AGO))
+    assert watch.round().updated == (path,)
+    assert texts(memory) == ["sand"]
+    assert texts(memory, as_of="2010") == ["sand"]
+    assert texts(memory, as_of="2018") == ["silt"]
+    os.utime(path, (edited, edited))
+    assert not watch.round()  # a touched file brings nothing new
+    assert not Watch(memory, folder, supersede=True).round()
+    assert len(memory.history(path)) == 3
+
+
 def test_a_folder_that_is_none_is_refused(memory, tmp_path):
     with pytest.raises(InputError, match="expected a folder to watch, got none at"):
         Watch(memory, tmp_path / "none")
