@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from cmt.bank import Bank, MemorySource
 from cmt.bm25 import Texts, spare_the_device
-from cmt.errors import CMTError, CorruptRecordError, InputError, UnknownIdError, how_to_install
+from cmt.errors import CorruptRecordError, InputError, UnknownIdError, how_to_install
 
 PATIENCE = 0.3
 """Seconds that a question waits for a new index."""
@@ -65,9 +65,9 @@ class _Made(NamedTuple):
 class LexicalIndex:
     """BM25 over the texts of a bank's memories, following the bank as it changes.
 
-    The index is made anew when memories came or went: at once, or where that has taken longer
-    than `PATIENCE`, in a thread of its own, while questions are asked of the one before, in which
-    new memories score 0. Threads may share one.
+    The index is made anew when memories came or went, in a thread of its own where there is one
+    before: a question waits for it as long as `PATIENCE`, then asks the one before, in which new
+    memories score 0. Threads may share one.
     """
 
     def __init__(self, bank: Bank) -> None:
@@ -77,17 +77,21 @@ class LexicalIndex:
         self._lock = threading.Lock()  # of cursor and texts: one renewal at a time
         self._cursor = 0
         self._texts: dict[int, str] = {}
+        self._stale = False  # texts came or went that the index doesn't know of yet
         self._made = _Made(None, {}, 0.0)
 
     def scores(
         self, questions: Sequence[str], memory_ids: Sequence[Sequence[int]]
     ) -> list[list[float]]:
         """BM25 of each question with the memories named for it; 0 for one that is gone."""
-        made = self._made
-        if made.texts is None or made.seconds <= PATIENCE:
+        if self._made.texts is None or self._made.seconds <= PATIENCE / 2:
             made = self._renewed()
-        elif not self._lock.locked():
-            threading.Thread(target=self._renew, name="lexical index", daemon=True).start()
+        else:
+            if not self._lock.locked():
+                thread = threading.Thread(target=self._renew, name="lexical index", daemon=True)
+                thread.start()
+                thread.join(PATIENCE)
+            made = self._made
         assert made.texts is not None
         scores_QN = made.texts.scores(questions)
         return [
@@ -99,31 +103,32 @@ class LexicalIndex:
         """The index of what the bank holds."""
         with self._lock:
             began = time.perf_counter()
-            if self._refresh() or self._made.texts is None:
+            self._refresh()
+            if self._stale or self._made.texts is None:
                 texts = Texts(self._library, list(self._texts.values()))
                 rows = {memory_id: row for row, memory_id in enumerate(self._texts)}
                 self._made = _Made(texts, rows, time.perf_counter() - began)
+                self._stale = False
             return self._made
 
     def _renew(self) -> None:
         """The same in a thread, where nobody waits for what goes wrong."""
         try:
             self._renewed()
-        except CMTError as error:  # the bank was closed, say
+        except Exception as error:
             _logger.warning("the index of BM25 was not made anew: %s", error)
 
-    def _refresh(self) -> bool:
-        """Take over what changed in the bank; whether anything did."""
-        changed, complete = False, False
+    def _refresh(self) -> None:
+        """Take over what changed in the bank."""
+        complete = False
         while not complete:
             changes = self._bank.key_changes(self._cursor, limit=_TEXTS_AT_ONCE)
             for memory_id in changes.removed_ids:
-                changed |= self._texts.pop(memory_id, None) is not None
+                self._stale |= self._texts.pop(memory_id, None) is not None
             for source in self._sources(list(changes.added_ids)):
                 self._texts[source.memory_id] = source.excerpt
-                changed = True
+                self._stale = True
             self._cursor, complete = changes.cursor, changes.complete
-        return changed
 
     def _sources(self, memory_ids: list[int]) -> list[MemorySource]:
         """Where memories came from, without those that are gone or damaged."""

@@ -28,8 +28,8 @@ from cmt.tensors import move
 
 LIKELIHOOD_WEIGHT = 0.4
 """What log P(q | M) counts beside the logits of matching; chosen on validation (docs/LOG.md)."""
-MOST_READINGS = 2048
-"""Readings of a question in one pass; the logits of each token's vocabulary are the most of it."""
+MOST_TOKENS = 65_536
+"""Tokens of questions in one pass, each question once a candidate."""
 
 
 def rerank_depth(top_k: int, rerank: int) -> int:
@@ -61,11 +61,12 @@ def question_log_likelihoods(
     """
     B, C = candidates_BC.shape
     asked = [question for question in questions for _ in range(C)]
+    at_once = max(1, MOST_TOKENS // max(map(len, questions)))
     found, first = [], 0
-    for rows_P in candidates_BC.flatten().split(MOST_READINGS):
-        own = asked[first : first + MOST_READINGS]
+    for rows_P in candidates_BC.flatten().split(at_once):
+        own = asked[first : first + at_once]
         found.append(_of_pairs(base, own, memories, rows_P, start))
-        first += MOST_READINGS
+        first += at_once
     return torch.cat(found).view(B, C)
 
 

@@ -11,7 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from cmt.bank.migrations import APPLICATION_ID, MIGRATIONS, migrate, schema_version
+from cmt.bank.migrations import (
+    APPLICATION_ID,
+    MIGRATIONS,
+    migrate,
+    readable_schema,
+    schema_version,
+)
 from cmt.dates import ends, known_from
 from cmt.errors import BankError, FingerprintMismatchError
 from cmt.records import Fingerprint
@@ -138,9 +144,9 @@ class Connection:
             found = schema_version(sqlite)
         if is_new:
             raise self._empty_file()
-        if found < len(MIGRATIONS):
+        if found < readable_schema():
             raise BankError(
-                f"the bank {self.path} has schema {found}, expected {len(MIGRATIONS)}: "
+                f"the bank {self.path} has schema {found}, expected {readable_schema()}: "
                 "open it once for writing, which brings it up to date"
             )
 

@@ -125,6 +125,14 @@ def schema_version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
+def readable_schema() -> int:
+    """The oldest schema that is read as it is: no step from there on changes a table."""
+    readable = len(MIGRATIONS)
+    while readable and not MIGRATIONS[readable - 1]:
+        readable -= 1
+    return readable
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Take the steps the file lacks; call it inside a write transaction, foreign keys off."""
     for step in MIGRATIONS[schema_version(connection) :]:

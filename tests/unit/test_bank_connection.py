@@ -133,6 +133,18 @@ def test_an_older_schema_is_brought_up_to_date_by_a_writer_only(path, monkeypatc
     Bank.open(path, FINGERPRINT, read_only=True).close()
 
 
+def test_an_older_schema_that_is_read_as_it_is_needs_no_writer(path):
+    """The fifth step changes no table: banks without it, and backups of them, are read."""
+    with Bank.open(path, FINGERPRINT) as bank:
+        add(bank, "hello", id="d")
+    older = sqlite3.connect(path)
+    older.execute("PRAGMA user_version = 4")
+    older.close()
+    with Bank.open(path, FINGERPRINT, read_only=True) as bank:
+        assert bank.get("d").text == "hello"
+        assert bank.verify() == []
+
+
 def test_permissions_are_named(path, monkeypatch):
     Bank.open(path, FINGERPRINT).close()
 

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from cmt import Document
+from cmt import Document, lexical
 from cmt.bank import Bank
 from cmt.errors import InputError
 from cmt.evaluation.qa import evaluate
@@ -51,10 +51,19 @@ def test_an_index_that_takes_long_is_renewed_beside_the_questions(memory, monkey
     index = LexicalIndex(memory.bank)
     asked = (["the delta of Mirna"], [[1, 2, 3, 4]])
     [first] = index.scores(*asked)
-    monkeypatch.setattr("cmt.lexical.PATIENCE", -1.0)
+    made, gate = lexical.Texts, threading.Event()
+
+    def slow(*texts):
+        gate.wait(10)
+        return made(*texts)
+
+    monkeypatch.setattr(lexical, "Texts", slow)
+    monkeypatch.setattr(lexical, "PATIENCE", 0.0)
     memory.add([Document(text="Mirna, Mirna, Mirna: a song of the delta.", id="song")])
     [before] = index.scores(*asked)
     assert before == first  # the new memory doesn't count yet
+    assert index.scores(*asked) == [before]  # nor is it waited for, or indexed twice at once
+    gate.set()
     wait_for_threads()
     [after] = index.scores(*asked)
     assert after[3] > after[2] > 0
@@ -63,6 +72,31 @@ def test_an_index_that_takes_long_is_renewed_beside_the_questions(memory, monkey
     assert index.scores(*asked) == [after]
     wait_for_threads()
     assert "BM25 was not made anew: the bank" in caplog.text
+
+
+def test_a_question_waits_a_little_for_a_new_index(memory, monkeypatch):
+    index = LexicalIndex(memory.bank)
+    asked = (["the delta of Mirna"], [[1, 2, 3, 4]])
+    index.scores(*asked)
+    index._made = index._made._replace(seconds=60.0)  # the next one might take long
+    monkeypatch.setattr(lexical, "PATIENCE", 10.0)
+    memory.add([Document(text="Mirna, Mirna, Mirna: a song of the delta.", id="song")])
+    [scores] = index.scores(*asked)
+    assert scores[3] > 0
+
+
+def test_an_index_that_could_not_be_made_is_tried_again(memory, monkeypatch):
+    index = LexicalIndex(memory.bank)
+    asked = (["the delta of Mirna"], [[1, 2, 3, 4]])
+    index.scores(*asked)
+    memory.add([Document(text="Mirna, Mirna, Mirna: a song of the delta.", id="song")])
+    monkeypatch.setattr(lexical, "PATIENCE", 1e9)
+    with monkeypatch.context() as full:
+        full.setattr(lexical, "Texts", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(MemoryError):
+            index.scores(*asked)
+    [scores] = index.scores(*asked)
+    assert scores[3] > 0
 
 
 def wait_for_threads() -> None:

@@ -101,7 +101,8 @@ def test_many_readings_are_several_passes(listed, monkeypatch):
     whole = question_log_likelihoods(base, questions, memories, candidates, start=5)
     sizes = []
     real = reranking._pairs
-    monkeypatch.setattr(reranking, "MOST_READINGS", 4)
+    longest = max(map(len, questions))
+    monkeypatch.setattr(reranking, "MOST_TOKENS", 5 * longest - 1)
 
     def counted(base, asked, *rest):
         sizes.append(len(asked))
