@@ -198,7 +198,7 @@ class Bank:
         A version that this bank has already is "unchanged".
 
         Raises:
-            InputError: One can't be stored, or another text is in force under its id.
+            InputError: One can't be stored, or another version under its id holds at its time.
             BankError: As `add`.
         """
         self._require_fingerprint()
@@ -208,8 +208,9 @@ class Bank:
             self.writing() as sqlite,
         ):
             write.check_layout(sqlite, ready)
+            (last,) = sqlite.execute("SELECT coalesce(max(number), 0) FROM documents").fetchone()
             return [
-                write.restore(sqlite, entry, stored)
+                write.restore(sqlite, entry, stored, before=last)
                 for entry, (stored, _) in zip(ready, entries, strict=True)
             ]
 

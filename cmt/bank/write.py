@@ -171,27 +171,44 @@ def _derived_id(sqlite: sqlite3.Connection, entry: DocumentEntry) -> str:
     return next(c for c in candidates if not find_numbers(sqlite, c, entry.namespace))
 
 
-def restore(sqlite: sqlite3.Connection, entry: DocumentEntry, stored: StoredDocument) -> Outcome:
+def restore(
+    sqlite: sqlite3.Connection, entry: DocumentEntry, stored: StoredDocument, *, before: int
+) -> Outcome:
     """Store a version as it was in another bank; "unchanged" where this bank has it.
 
+    So it is where the latest has its text and date; or its text, and either is the only version or
+    the one restored has no date.
+
+    Args:
+        sqlite: The bank's connection.
+        entry, stored: The version.
+        before: The bank's last number before this import: versions up to it may not hold at the
+            same time. (Those of one export may: banks allowed that once.)
+
     Raises:
-        InputError: Another text is in force under its id.
+        InputError: Another version holds at its time, or is the latest as it is.
     """
     own = (entry.content_hash, entry.date, stored.added_at, stored.superseded_at)
     versions = sqlite.execute(
-        "SELECT content_hash, date, added_at, superseded_at FROM documents "
+        "SELECT content_hash, date, added_at, superseded_at, number FROM documents "
         "WHERE id = ? AND namespace = ?",
         (entry.id, entry.namespace),
     ).fetchall()
-    known = find(sqlite, entry) if stored.superseded_at is None else None
-    if (known is not None and known.unchanged) or _identity(*own) in {
-        _identity(*version) for version in versions
-    }:
+    if _identity(*own) in {_identity(*version[:4]) for version in versions}:
         return Outcome(stored.id, "unchanged")
-    if known is not None:
+    latest = [row for row in versions if stored.superseded_at is row[3] is None]
+    for content_hash, date, *_ in latest:
+        alike = entry.date in (date, None) or len(versions) == 1
+        if content_hash == entry.content_hash and alike:
+            return Outcome(stored.id, "unchanged")
+    began, end = known_from(entry.date, stored.added_at), ends(stored.superseded_at)
+    if latest or any(
+        number <= before and max(began, known_from(date, added)) < min(end, ends(superseded))
+        for _, date, added, superseded, number in versions
+    ):
         raise InputError(
-            f"{entry.name}: expected an id that the bank doesn't hold, or the same text under it, "
-            "got another text: forget the one in the bank first"
+            f"{entry.name}: expected an id that the bank doesn't hold, or the same versions under "
+            "it, got another that holds at the same time: forget the one in the bank first"
         )
     _require_memories(entry)
     _insert(sqlite, stored.id, entry, stored.added_at, stored.superseded_at)
