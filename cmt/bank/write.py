@@ -57,7 +57,9 @@ def put(sqlite: sqlite3.Connection, entry: DocumentEntry, *, known_only: bool = 
     check_date(sqlite, entry)
     known = find(sqlite, entry)
     if known is None and known_only:
-        raise UnknownIdError(f"{entry.name}: expected it in the bank, but it was forgotten")
+        older = entry.id is not None and find_numbers(sqlite, entry.id, entry.namespace)
+        gone = "its latest version was purged: add one" if older else "it was forgotten"
+        raise UnknownIdError(f"{entry.name}: expected it in the bank, but {gone}")
     if known is not None and known.unchanged:
         _refresh_fields(sqlite, known, entry)
         return Outcome(known.id, "unchanged")
