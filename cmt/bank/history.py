@@ -46,8 +46,9 @@ def give_way(
 ) -> list[float]:
     """Where what held until a moment has no date, let an entry that is to follow it come after it.
 
-    When it began is a guess: by an earlier date it ends before, and holds no more. So it is with
-    what an old bank let end before its own date. Gives the moments that are left.
+    When it began is a guess: by an earlier date it ends before, and holds no more. Where the latest
+    is what follows, so it is with what ends before it began, or, in an old bank, after the latest
+    began: it is superseded all the same. Gives the moments that are left.
     """
     if entry.date is None or span(entry.date) is None:
         return []
@@ -56,16 +57,20 @@ def give_way(
     rows = sqlite.execute(_VERSIONS, (document_id, entry.namespace)).fetchall()
     for number, date, added_at, superseded_at in rows:
         begins, end = known_from(date, added_at), ends(superseded_at)
-        if end == until and starts < begins and (span(date) is None or end < begins):
+        place = min(begins, end)
+        undated = span(date) is None and end == until
+        odd = max(until, end) < float("inf") and (end < begins or until < end)
+        if starts < place and (undated or odd):
             _end(sqlite, number, entry.date)
-            moved.append(min(begins, end))
+            moved.append(place)
     return moved
 
 
-def _place(row: Row) -> tuple[float, int]:
+def _place(row: Row) -> tuple[float, bool, int]:
     """What a row of `_VERSIONS` is sorted by; one that gave way ends before it began."""
     number, date, added_at, superseded_at = row
-    return min(known_from(date, added_at), ends(superseded_at)), number
+    begins, end = known_from(date, added_at), ends(superseded_at)
+    return min(begins, end), begins <= end, number
 
 
 def _end(sqlite: sqlite3.Connection, number: int, superseded_at: str | None) -> None:
