@@ -17,7 +17,7 @@ import torch
 
 from cmt.bank import Bank, Outcome
 from cmt.compressor import Compressor, Encoded
-from cmt.dates import after, checked_span, now
+from cmt.dates import after, checked_span
 from cmt.errors import InputError
 from cmt.memory_records import Progress
 from cmt.records import AddReport, Document, EncodedPiece, Failure, StoredDocument
@@ -186,8 +186,7 @@ def changed_document(
     changed = replace(stored.document(), **changes)
     if not supersede or changed.text == stored.text:
         return changed
-    date = changes.get("date")
-    return replace(changed, supersede=True, date=now() if date is None else date)
+    return replace(changed, supersede=True, date=changes.get("date"))
 
 
 def _check_names(given: Mapping[str, Any], expected: type) -> None:

@@ -33,7 +33,8 @@ class Document:
         supersede: Where another text is held under the id, keep that as history; or, where that
             is dated later, this one.
         stamped: Whether the date is only a file's time stamp. A text that supersedes then holds
-            from now on where its date is no later than that of the text that holds.
+            from now on where its date is no later than that of the text that holds; one that
+            doesn't keeps the date held where another version is no earlier.
     """
 
     text: str

@@ -231,8 +231,8 @@ def import_bank(
     stored in the bank's own.
 
     Raises:
-        InputError: It is no export, or the bank holds another text under an id of it; what was
-            imported before stays.
+        InputError: It is no export, or the bank holds another version under an id of it, at the
+            same time; what was imported before stays.
         CorruptRecordError: A file is not as it was exported; nothing was imported.
         FingerprintMismatchError: Its memories were made by other weights than the bank's.
     """

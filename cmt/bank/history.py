@@ -6,6 +6,7 @@ Each holds from its date, or without one from when it was added, until the next 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 
 from cmt.bank.entries import DocumentEntry
 from cmt.bank.rows import SELECT_DOCUMENT, Row, corrupt, document_checksum, document_damage
@@ -17,12 +18,12 @@ _VERSIONS = (
 
 
 def line_up(
-    sqlite: sqlite3.Connection, document_id: str, namespace: str, *, moved: float | None = None
+    sqlite: sqlite3.Connection, document_id: str, namespace: str, *, moved: Sequence[float] = ()
 ) -> None:
     """Let each version of a document hold until the next one begins, and the last without end.
 
     They follow by date, or without one by when they were added; of one moment, by number. One whose
-    next was purged ends where that began, unless a version `moved` away from there.
+    next was purged ends where that began, the last too, unless a version has `moved` from there.
     """
     rows = sqlite.execute(_VERSIONS, (document_id, namespace)).fetchall()
     changes: list[tuple[int, str | None]] = []
@@ -30,8 +31,8 @@ def line_up(
     for row in sorted(rows, key=_place, reverse=True):
         number, date, added_at, superseded_at = row
         end = until
-        if until is not None and _place(row)[0] < ends(superseded_at) != moved:
-            end = min(until, superseded_at or until, key=ends)
+        if _place(row)[0] < ends(superseded_at) and ends(superseded_at) not in moved:
+            end = min(until, superseded_at, key=ends)
         if superseded_at != end:
             changes.append((number, end))
         since = date if span(date) is not None else added_at
@@ -42,26 +43,34 @@ def line_up(
 
 def give_way(
     sqlite: sqlite3.Connection, document_id: str, entry: DocumentEntry, *, until: float
-) -> None:
+) -> list[float]:
     """Where what held until a moment has no date, let an entry that is to follow it come after it.
 
-    When it began is a guess: by an earlier date it ends before, and holds no more.
+    When it began is a guess: by an earlier date it ends before, and holds no more. Where the latest
+    is what follows, so it is with what ends before it began, or, in an old bank, after the latest
+    began: it is superseded all the same. Gives the moments that are left.
     """
     if entry.date is None or span(entry.date) is None:
-        return
+        return []
+    moved = []
     starts = known_from(entry.date, "")
     rows = sqlite.execute(_VERSIONS, (document_id, entry.namespace)).fetchall()
     for number, date, added_at, superseded_at in rows:
-        if span(date) is None and ends(superseded_at) == until:
-            if starts < known_from(None, added_at):
-                _end(sqlite, number, entry.date)
+        begins, end = known_from(date, added_at), ends(superseded_at)
+        place = min(begins, end)
+        undated = span(date) is None and end == until
+        odd = max(until, end) < float("inf") and (end < begins or until < end)
+        if starts < place and (undated or odd):
+            _end(sqlite, number, entry.date)
+            moved.append(place)
+    return moved
 
 
-def _place(row: Row) -> tuple[float, int]:
-    """What a row of `_VERSIONS` is sorted by; one that gave way ends before it was added."""
+def _place(row: Row) -> tuple[float, bool, int]:
+    """What a row of `_VERSIONS` is sorted by; one that gave way ends before it began."""
     number, date, added_at, superseded_at = row
-    starts = known_from(date, added_at)
-    return (starts if span(date) is not None else min(starts, ends(superseded_at))), number
+    begins, end = known_from(date, added_at), ends(superseded_at)
+    return min(begins, end), begins <= end, number
 
 
 def _end(sqlite: sqlite3.Connection, number: int, superseded_at: str | None) -> None:

@@ -198,7 +198,7 @@ class Bank:
         A version that this bank has already is "unchanged".
 
         Raises:
-            InputError: One can't be stored, or another text is in force under its id.
+            InputError: One can't be stored, or another version under its id holds at its time.
             BankError: As `add`.
         """
         self._require_fingerprint()
@@ -208,8 +208,9 @@ class Bank:
             self.writing() as sqlite,
         ):
             write.check_layout(sqlite, ready)
+            (last,) = sqlite.execute("SELECT coalesce(max(number), 0) FROM documents").fetchone()
             return [
-                write.restore(sqlite, entry, stored)
+                write.restore(sqlite, entry, stored, before=last)
                 for entry, (stored, _) in zip(ready, entries, strict=True)
             ]
 
@@ -274,13 +275,15 @@ class Bank:
     def purge(self, *, history: bool = False) -> list[str]:
         """Forget what has expired, and with `history` what was superseded; gives their ids.
 
-        A version that holds until a later one's day is not history yet.
+        Where the latest version has expired, what it superseded goes with it. A version that holds
+        until a later one's day is not history yet.
         """
         with self._writable().writing() as sqlite:
             rows = sqlite.execute(
                 "SELECT number, id FROM documents "
-                "WHERE ends(expires_at) <= ?1 OR (?2 AND ends(superseded_at) <= ?1) "
-                "ORDER BY number",
+                "WHERE ends(expires_at) <= ?1 OR (ends(superseded_at) <= ?1 AND (?2 OR "
+                "(id, namespace) IN (SELECT id, namespace FROM documents "
+                "WHERE superseded_at IS NULL AND ends(expires_at) <= ?1))) ORDER BY number",
                 (time.time(), history),
             ).fetchall()
             for number, _ in rows:

@@ -34,9 +34,15 @@ _DATED = (
     _KNOWN + "id = ? AND namespace = ? AND content_hash = ? AND date = ? "
     "AND ends(superseded_at) >= known_from(date, added_at) LIMIT 1"
 )
-_HOLDING = (
-    "SELECT number, id, content_hash, date, added_at FROM documents "
-    "WHERE id = ? AND namespace = ? AND known_from(date, added_at) <= ? AND ends(superseded_at) > ?"
+_HOLDING = (  # at a moment ?3, on a day that begins at ?4: as `Selection.takes`
+    "SELECT number, id, content_hash, date, added_at FROM documents WHERE id = ?1 "
+    "AND namespace = ?2 AND ends(superseded_at) > ?3 AND ends(superseded_at) <> ?4 "
+    "AND (known_from(date, added_at) <= ?3 OR known_from(date, added_at) = ?4) "
+    "ORDER BY known_from(date, added_at) DESC LIMIT 1"
+)
+_FOLLOWING = (
+    "SELECT 1 FROM documents WHERE id = ? AND namespace = ? AND number <> ? "
+    "AND min(known_from(date, added_at), ends(superseded_at)) >= ? LIMIT 1"
 )
 
 
@@ -57,7 +63,9 @@ def put(sqlite: sqlite3.Connection, entry: DocumentEntry, *, known_only: bool = 
     check_date(sqlite, entry)
     known = find(sqlite, entry)
     if known is None and known_only:
-        raise UnknownIdError(f"{entry.name}: expected it in the bank, but it was forgotten")
+        older = entry.id is not None and find_numbers(sqlite, entry.id, entry.namespace)
+        gone = "its latest version was purged: add one" if older else "it was forgotten"
+        raise UnknownIdError(f"{entry.name}: expected it in the bank, but {gone}")
     if known is not None and known.unchanged:
         _refresh_fields(sqlite, known, entry)
         return Outcome(known.id, "unchanged")
@@ -120,8 +128,8 @@ def _same(sqlite: sqlite3.Connection, entry: DocumentEntry) -> Row | None:
 
 def _holding(sqlite: sqlite3.Connection, document_id: str | None, namespace: str) -> Row | None:
     """The row of the version that holds now, if any does."""
-    moment = max(time.time(), today())
-    row: Row | None = sqlite.execute(_HOLDING, (document_id, namespace, moment, moment)).fetchone()
+    own = (document_id, namespace, time.time(), today())
+    row: Row | None = sqlite.execute(_HOLDING, own).fetchone()
     return row
 
 
@@ -171,27 +179,44 @@ def _derived_id(sqlite: sqlite3.Connection, entry: DocumentEntry) -> str:
     return next(c for c in candidates if not find_numbers(sqlite, c, entry.namespace))
 
 
-def restore(sqlite: sqlite3.Connection, entry: DocumentEntry, stored: StoredDocument) -> Outcome:
+def restore(
+    sqlite: sqlite3.Connection, entry: DocumentEntry, stored: StoredDocument, *, before: int
+) -> Outcome:
     """Store a version as it was in another bank; "unchanged" where this bank has it.
 
+    So it is where the latest has its text and date; or its text, and either is the only version or
+    the one restored has no date.
+
+    Args:
+        sqlite: The bank's connection.
+        entry, stored: The version.
+        before: The bank's last number before this import: versions up to it may not hold at the
+            same time. (Those of one export may: banks allowed that once.)
+
     Raises:
-        InputError: Another text is in force under its id.
+        InputError: Another version holds at its time, or is the latest as it is.
     """
     own = (entry.content_hash, entry.date, stored.added_at, stored.superseded_at)
     versions = sqlite.execute(
-        "SELECT content_hash, date, added_at, superseded_at FROM documents "
+        "SELECT content_hash, date, added_at, superseded_at, number FROM documents "
         "WHERE id = ? AND namespace = ?",
         (entry.id, entry.namespace),
     ).fetchall()
-    known = find(sqlite, entry) if stored.superseded_at is None else None
-    if (known is not None and known.unchanged) or _identity(*own) in {
-        _identity(*version) for version in versions
-    }:
+    if _identity(*own) in {_identity(*version[:4]) for version in versions}:
         return Outcome(stored.id, "unchanged")
-    if known is not None:
+    latest = [row for row in versions if stored.superseded_at is row[3] is None]
+    for content_hash, date, *_ in latest:
+        alike = entry.date in (date, None) or len(versions) == 1
+        if content_hash == entry.content_hash and alike:
+            return Outcome(stored.id, "unchanged")
+    began, end = known_from(entry.date, stored.added_at), ends(stored.superseded_at)
+    if latest or any(
+        number <= before and max(began, known_from(date, added)) < min(end, ends(superseded))
+        for _, date, added, superseded, number in versions
+    ):
         raise InputError(
-            f"{entry.name}: expected an id that the bank doesn't hold, or the same text under it, "
-            "got another text: forget the one in the bank first"
+            f"{entry.name}: expected an id that the bank doesn't hold, or the same versions under "
+            "it, got another that holds at the same time: forget the one in the bank first"
         )
     _require_memories(entry)
     _insert(sqlite, stored.id, entry, stored.added_at, stored.superseded_at)
@@ -250,7 +275,8 @@ def _refresh_fields(sqlite: sqlite3.Connection, known: Known, entry: DocumentEnt
     """Take over title, date, source and the like where they differ; the memories stay.
 
     An entry without id only met a text: then nothing changes, unless that text has expired. One
-    that supersedes leaves a version its date.
+    that supersedes leaves a version its date, and so does a file's time stamp by which it would no
+    longer be the latest.
     """
     date, *stored, expires_at, added_at, superseded_at = sqlite.execute(
         "SELECT date, title, source, metadata, tags, expires_at, added_at, superseded_at "
@@ -259,48 +285,65 @@ def _refresh_fields(sqlite: sqlite3.Connection, known: Known, entry: DocumentEnt
     ).fetchone()
     if entry.id is None and ends(expires_at) > time.time():
         return
-    if entry.supersede:
+    if entry.supersede or _stamped_too_early(sqlite, known, entry):
         entry = replace(entry, date=date)
     given = [entry.date, entry.title, entry.source, entry.metadata, entry.tags, entry.expires_at]
     began = known_from(date, added_at)
+    moved = [began]
     if entry.date != date:
-        give_way(sqlite, known.id, entry, until=began)
+        moved += give_way(sqlite, known.id, entry, until=began)
     if [date, *stored, expires_at] != given:
         touched = next_changes(sqlite, 1)[0]
         row = _row(known.id, entry, added_at, superseded_at, touched)
         sqlite.execute(_UPDATE, (*row, known.number))
     if entry.date != date:
-        line_up(sqlite, known.id, entry.namespace, moved=began)
+        line_up(sqlite, known.id, entry.namespace, moved=moved)
 
 
 def _replace(sqlite: sqlite3.Connection, known: Known, entry: DocumentEntry) -> None:
-    """Put another text in the place of the latest."""
+    """Put another text in the place of the latest.
+
+    It keeps the date held where by its own, a file's time stamp, it would not be the latest.
+    """
     held = sqlite.execute(
         "SELECT date, added_at FROM documents WHERE number = ?", (known.number,)
     ).fetchone()
     began = known_from(*held)
-    give_way(sqlite, known.id, entry, until=began)
+    if _stamped_too_early(sqlite, known, entry):
+        entry = replace(entry, date=held[0])
+    added_at = now()
+    moved = [began, *give_way(sqlite, known.id, entry, until=began)]
     _remove_memories(sqlite, known.number)
-    sqlite.execute(_UPDATE, (*_row(known.id, entry, now(), None, 0), known.number))
+    sqlite.execute(_UPDATE, (*_row(known.id, entry, added_at, None, 0), known.number))
     _insert_memories(sqlite, known.number, entry)
-    line_up(sqlite, known.id, entry.namespace, moved=began)
+    if known_from(entry.date, added_at) != began:
+        line_up(sqlite, known.id, entry.namespace, moved=moved)
+
+
+def _stamped_too_early(sqlite: sqlite3.Connection, known: Known, entry: DocumentEntry) -> bool:
+    """Whether a file's time stamp would put the latest before another version, or beside it."""
+    if not entry.stamped or entry.date is None:
+        return False
+    others = (known.id, entry.namespace, known.number, known_from(entry.date, ""))
+    return sqlite.execute(_FOLLOWING, others).fetchone() is not None
 
 
 def _supersede(sqlite: sqlite3.Connection, known: Known, entry: DocumentEntry) -> None:
     """Store a version beside those of its id.
 
     Without a date it holds from now on; so it does where its date is a file's time stamp no later
-    than the version that holds.
+    than the version that holds. Where that is dated today and began ahead of now (`today`), it
+    holds from there on.
     """
     added_at = now()
-    if entry.stamped:
+    if entry.date is None or entry.stamped:
         held = _holding(sqlite, known.id, entry.namespace)
-        if held is not None and known_from(entry.date, added_at) <= known_from(held[3], held[4]):
-            entry = replace(entry, date=None)
-    entry = replace(entry, date=entry.date or added_at)
-    give_way(sqlite, known.id, entry, until=float("inf"))
+        began = "" if held is None else held[3] if span(held[3]) is not None else held[4]
+        if entry.date is None or known_from(entry.date, "") <= known_from(began, ""):
+            entry = replace(entry, date=max(added_at, began, key=lambda text: known_from(text, "")))
+    moved = give_way(sqlite, known.id, entry, until=float("inf"))
     _insert(sqlite, known.id, entry, added_at, superseded_at=entry.date)  # until lined up
-    line_up(sqlite, known.id, entry.namespace)
+    line_up(sqlite, known.id, entry.namespace, moved=moved)
 
 
 def _insert_memories(sqlite: sqlite3.Connection, number: int, entry: DocumentEntry) -> None:

@@ -55,8 +55,8 @@ def read_path(
 
     In a folder, hidden files and folders (their names start with a dot) are passed over; links
     to folders are not followed. A document's source is the path as given, its title the file's
-    name without extension and its date the file's last change (UTC; none that lies ahead; marked as
-    `stamped`), where it has none itself.
+    name without extension and its date the file's last change (UTC; none that lies ahead), where it
+    has none itself. That date is marked as `stamped` where the file holds one document.
     The id of a file that holds one document is its absolute path, so that it stays one document
     when it is edited; a line or row without an id has none.
 

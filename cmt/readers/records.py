@@ -132,18 +132,16 @@ def _document(fields: dict[str, Any], origin: Origin) -> Document:
         raise DocumentError(f"Expected a field 'text' that is a string, got {got}.")
     check_text(text)
     extra = {name: value for name, value in fields.items() if name not in FIELDS}
-    date = _date(_string(fields, "date"))
     return Document(
         text=text,
         id=_id(fields.get("id")),
         title=_string(fields, "title") or origin.title,
-        date=date or origin.date,
+        date=_date(_string(fields, "date")) or origin.date,
         source=_string(fields, "source") or origin.name,
         metadata=_metadata(extra, fields.get("metadata")),
         namespace=_string(fields, "namespace") or DEFAULT_NAMESPACE,
         tags=_tags(fields.get("tags")),
         expires_at=_date(_string(fields, "expires_at"), "expires_at") or None,
-        stamped=not date and origin.date is not None,
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import AsyncGenerator, Iterable, Iterator
+import time
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import islice
@@ -14,11 +15,11 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
-from cmt.dates import checked_span
+from cmt.dates import checked_span, known_from, today
 from cmt.errors import CorruptRecordError, InputError, UnknownIdError
 from cmt.learning import changed_document, with_options
 from cmt.readers import READERS, read_stdin
-from cmt.records import DEFAULT_NAMESPACE, AddReport, Document, Failure
+from cmt.records import DEFAULT_NAMESPACE, AddReport, Document, Failure, StoredDocument
 from cmt.selection import select
 from cmt.server.errors import ServiceError, StoppingError, public
 from cmt.server.events import event_stream
@@ -156,12 +157,12 @@ async def patch(
     With `supersede` the old text holds until the new one's date (until now, without one); one dated
     earlier than the old text is its history. The version changed is given back.
     """
-    written: list[tuple[str, str | None]] = []
+    written: list[Document] = []
 
     def changed() -> Iterator[Document]:  # runs where nothing else is added meanwhile
         stored = service.memory.get(document_id, namespace=namespace)
         document = changed_document(stored, asked.changes(), supersede=asked.supersede)
-        written.append((document.text, document.date))
+        written.append(document)
         yield document
 
     documents = _fitting(service, changed())
@@ -171,8 +172,18 @@ async def patch(
         service.memory.get(document_id, namespace=namespace)  # forgotten meanwhile?
         raise ServiceError(400, "invalid_value", public(report.failed[0].reason, service.secrets))
     versions = service.memory.history(document_id, namespace=namespace)
-    own = [version for version in versions if (version.text, version.date) in written]
-    return DocumentOut.of((own or versions)[-1])
+    return DocumentOut.of(_written(versions, written[-1]))
+
+
+def _written(versions: Sequence[StoredDocument], document: Document) -> StoredDocument:
+    """The version that a document has become; one that superseded without a date holds now."""
+    own = [version for version in versions if version.text == document.text]
+    if document.supersede and document.date is None:
+        at = max(time.time(), today())
+        own = [version for version in own if known_from(version.date, version.added_at) <= at]
+    else:
+        own = [version for version in own if version.date == document.date]
+    return (own or versions)[-1]
 
 
 @router.delete("/{document_id:path}")

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from cmt import transfer
 from cmt.bank import Bank
 from cmt.dates import ends, known_from
+from cmt.errors import InputError
 from cmt.learning import changed_document
 from cmt.matching import KeyIndex
 from cmt.records import Document, StoredDocument
@@ -58,14 +59,13 @@ class Version:
 
 
 class HistoryMachine(RuleBasedStateMachine):
-    """Adds, supersedes, replaces and changes one document; each step takes a second."""
+    """Adds, supersedes, replaces, changes, purges one document; a step takes a second or none."""
 
     @initialize()
     def start(self) -> None:
         self.patch = pytest.MonkeyPatch()
         self.clock = int(time.time()) - 10_000
-        for module in ("bank.write", "learning"):
-            self.patch.setattr(f"cmt.{module}.now", self.now)
+        self.patch.setattr("cmt.bank.write.now", self.now)
         self.folder = tempfile.TemporaryDirectory()
         self.copies = 0
         self.seed = 0
@@ -97,11 +97,14 @@ class HistoryMachine(RuleBasedStateMachine):
         if not self.versions:
             self.append(document.text, document.date)
             return "added"
-        latest = self.in_line()[-1]
+        *before, latest = self.in_line()
         same = latest.text == document.text
         latest.added = latest.added if same else self.now()
-        latest.text, latest.date = document.text, document.date
-        latest.starts = known_from(document.date, latest.added)
+        latest.text = document.text
+        stamp = known_from(document.date, "") if document.stamped else float("inf")
+        if all(one.starts < stamp for one in before):
+            latest.date = document.date
+        latest.starts = known_from(latest.date, latest.added)
         return "unchanged" if same else "updated"
 
     def append(self, text: str, date: str | None) -> None:
@@ -127,9 +130,12 @@ class HistoryMachine(RuleBasedStateMachine):
         self.append(text, date)
         return "updated"
 
+    @rule()
+    def wait(self) -> None:
+        self.clock += 1
+
     @rule(text=TEXTS, date=st.none() | DATES, supersede=st.booleans(), stamped=st.booleans())
     def add(self, text: str, date: str | None, supersede: bool, stamped: bool) -> None:
-        self.clock += 1
         supersede = supersede or self.guesses()
         stamped = stamped and date is not None and date < "2990"  # a file's date lies behind
         document = Document(text=text, id="a", date=date, supersede=supersede, stamped=stamped)
@@ -145,7 +151,6 @@ class HistoryMachine(RuleBasedStateMachine):
     def change(self, changes: dict[str, Any], supersede: bool) -> None:
         if not self.versions or self.guesses():
             return
-        self.clock += 1
         stored = self.bank.get("a")
         document = changed_document(stored, changes, supersede=supersede)
         latest = self.in_line()[-1]
@@ -154,18 +159,48 @@ class HistoryMachine(RuleBasedStateMachine):
             text=changes.get("text", latest.text), date=changes.get("date", latest.date)
         )
         if supersede and given.text != latest.text:
-            given = Document(text=given.text, date=changes.get("date"))
-            expected = self.supersede(Document(text=given.text, date=given.date or self.now()))
+            expected = self.supersede(Document(text=given.text, date=changes.get("date")))
         else:
             expected = self.set(given)
         assert self.put(document, known_only=True) == expected
 
     @rule()
+    def expire(self) -> None:
+        if not self.versions or self.in_line()[-1].starts > time.time():
+            return
+        changed = changed_document(self.bank.get("a"), {"expires_at": "2020"})
+        assert self.put(changed, known_only=True) == "unchanged"
+        assert self.bank.purge() == ["a"] * len(self.versions)
+        self.versions = []
+
+    @rule(text=TEXTS, date=DATES, more=st.none() | DATES)
+    def meet_another_bank(self, text: str, date: str, more: str | None) -> None:
+        """An import into a bank that has the id lets one version hold a day, or is refused."""
+        folder = Path(self.folder.name)
+        self.copies += 1
+        export = folder / f"{self.copies}"
+        transfer.export_bank(self.bank, export)
+        with Bank.open(folder / f"{self.copies}-other.sqlite", FINGERPRINT) as other:
+            for each in filter(None, (date, more)):
+                document = Document(text=text, id="a", date=each, supersede=True)
+                other.add([(document, [make_piece(text)])])
+            held = other.history("a")
+            try:
+                transfer.import_bank(other, export)
+            except InputError:
+                assert other.history("a") == held
+            for day in (None, *DAYS):
+                assert len(holding(other.history("a"), day)) <= 1
+
+    @rule()
     def move_to_another_bank(self) -> None:
+        versions = list(self.bank.entries())
+        own = [(one.text, one.date, one.added_at, one.superseded_at) for one, _ in versions]
+        if len(set(own)) < len(own):
+            return  # of one second, superseded before they held: an import takes one of such
         self.copies += 1
         folder = Path(self.folder.name)
         transfer.export_bank(self.bank, folder / f"{self.copies}")
-        versions = list(self.bank.entries())
         self.bank.close()
         self.bank = Bank.open(folder / f"{self.copies}.sqlite", FINGERPRINT)
         report = transfer.import_bank(self.bank, folder / f"{self.copies}")
@@ -178,6 +213,7 @@ class HistoryMachine(RuleBasedStateMachine):
     @invariant()
     def holds_what_the_model_says(self) -> None:
         if not getattr(self, "versions", None):
+            assert not hasattr(self, "bank") or self.bank.stats().memories == 0
             return
         history = self.bank.history("a")
         expected = [(one.text, one.date, one.added) for one in self.in_line()]

@@ -167,6 +167,10 @@ def test_versions_have_their_places_in_time(client):
     assert found(as_of="2023-06-01") == ["Bea"]
     assert client.get(path).json()["text"] == "Ada"
     assert "arbon" in ids(client)
+    client.patch(path, json={"text": "Cid", "date": "2098", **supersede})
+    cid = client.patch(path, json={"text": "Cid", **supersede}).json()
+    assert (cid["text"], cid["superseded_at"]) == ("Cid", "2098")
+    assert cid["date"] < "2098" and found() == ["Cid"]
 
 
 def test_progress_is_streamed_and_grows(client, memory):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import torch
 from cmt.bank import Bank, Counts, Outcome
 from cmt.bank.migrations import MIGRATIONS
 from cmt.bank.tensor_bytes import tensor_to_bytes
+from cmt.dates import span
 from cmt.errors import CorruptRecordError, DocumentError, UnknownIdError
+from cmt.learning import changed_document
 from cmt.matching import KeyIndex
 from cmt.records import Document
 from cmt.selection import select
@@ -246,6 +249,73 @@ def test_a_time_stamp_that_is_no_later_does_not_make_a_text_history(bank, stamp)
     assert texts(bank) == ["new"]
 
 
+def test_a_time_stamp_does_not_put_the_latest_before_another_version(bank):
+    for text, date in (("sand", "2001-01-01"), ("silt", "2017-01-01")):
+        add(bank, text, 1, id="a", date=date, stamped=True, supersede=True)
+    stamp = {"id": "a", "date": "1999-01-01", "stamped": True}
+    for text, status in (("silt", "unchanged"), ("clay", "updated"), ("clay", "unchanged")):
+        assert add(bank, text, 2, **stamp).status == status
+        assert [(one.text, one.date, one.superseded_at) for one in bank.history("a")] == [
+            ("sand", "2001-01-01", "2017-01-01"),
+            (text, "2017-01-01", None),
+        ]
+    add(bank, "clay", id="a", date="2005-01-01", stamped=True)
+    assert texts(bank, as_of="2006") == ["clay"]
+    assert bank.verify() == []
+
+
+@pytest.mark.parametrize("text", ["Bob", "Cid"])
+@pytest.mark.parametrize(
+    ("end", "date"),  # Ann ended by Bob's date, or when he was added; what he is added again with
+    [
+        ("2019-01-01", "2019-01-01"),
+        ("2019-01-01", "2018-01-01"),
+        ("2019-01-01", None),
+        ("2024-05-01", "2019-01-01"),
+        ("2024-05-01", "2018-01-01"),
+        ("2024-05-01", "2019-06-01"),
+        ("2024-05-01", None),
+    ],
+)
+def test_a_plain_add_does_not_bring_back_what_an_old_bank_superseded(bank, text, end, date):
+    add(bank, "Ann", 1, id="mayor", date="2020-01-01")
+    (held,) = bank.history("mayor")
+    bank.delete("mayor")
+    old = [
+        (replace(held, superseded_at=end), [make_piece("Ann", 1)]),
+        (replace(held, text="Bob", date="2019-01-01"), [make_piece("Bob", 2)]),
+    ]
+    bank.restore(old)
+    add(bank, text, 3, id="mayor", date=date)
+    assert texts(bank) == [text]
+    assert bank.get("mayor").text == text
+    assert bank.verify() == []
+
+
+@pytest.mark.parametrize("date", ["2024-01-01", None])
+def test_a_text_may_come_back_within_a_second(bank, monkeypatch, date):
+    monkeypatch.setattr("cmt.bank.write.now", lambda: "2025-01-01T12:00:00+00:00")
+    add(bank, "X", 1, id="a", date=date)
+    for text in ("A", "B", "A"):
+        document = changed_document(bank.get("a"), {"text": text}, supersede=True)
+        outcome = bank.add([(document, [make_piece(text)])], known_only=True)[0]
+        assert outcome.status == "updated"
+        assert texts(bank) == [bank.get("a").text] == [text]
+
+
+def test_a_text_of_today_is_superseded_before_today_begins_in_greenwich(bank, monkeypatch):
+    ahead = datetime.now(UTC).date() + timedelta(days=1)  # today, far enough in the east
+    for module in ("bank.write", "selection"):
+        monkeypatch.setattr(f"cmt.{module}.today", lambda: span(f"{ahead}")[0])
+    today = {"id": "a", "date": f"{ahead}"}
+    add(bank, "Ann", 1, **today)
+    add(bank, "Bob", 2, id="a", supersede=True)
+    assert texts(bank) == [bank.get("a").text] == ["Bob"]
+    add(bank, "Cid", 3, id="a", date="2020-01-01", stamped=True, supersede=True)
+    assert texts(bank) == [bank.get("a").text] == ["Cid"]
+    assert {one.date for one in bank.history("a")} == {f"{ahead}"}
+
+
 def test_a_date_that_moves_past_another_version_changes_places_with_it(bank):
     for year in (2016, 2020, 2024):
         add(bank, f"{year}", year, id="a", date=f"{year}", supersede=True)
@@ -346,6 +416,36 @@ def test_a_version_that_was_purged_leaves_its_time_to_none(bank):
     for day, found in expected.items():
         assert texts(bank, as_of=day) == found
     assert bank.verify() == []
+
+
+def test_history_is_purged_with_its_latest_version(bank):
+    add(bank, "2020", 1, id="a", date="2020")
+    add(bank, "2022", 2, id="a", date="2022", supersede=True, expires_at="2023")
+    add(bank, "2020", 1, id="a", namespace="news", date="2020")
+    assert bank.purge() == ["a", "a"]
+    assert bank.count() == Counts(1, 1)
+    with pytest.raises(UnknownIdError):
+        bank.get("a")
+
+
+def test_what_holds_until_an_expired_version_begins_outlives_it(bank):
+    add(bank, "2020", 1, id="a", date="2020")
+    add(bank, "2990", 2, id="a", date="2990", supersede=True, expires_at="2023")
+    assert bank.purge() == ["a"]
+    assert texts(bank) == ["2020"]
+    change = changed_document(bank.get("a"), {"title": "T"})
+    with pytest.raises(UnknownIdError, match="expected it in the bank, but its latest version was"):
+        bank.add([(change, [])], known_only=True)
+
+
+def test_a_superseded_text_stays_so_when_what_came_after_is_gone(bank):
+    add(bank, "2020", 1, id="a", date="2020")
+    (held,) = bank.history("a")
+    bank.delete("a")
+    bank.restore([(replace(held, superseded_at="2022"), [make_piece("2020", 1)])])
+    add(bank, "2019", 2, id="a", date="2019", supersede=True)
+    for day, found in ((None, []), ("2019-06", ["2019"]), ("2021", ["2020"]), ("2023", [])):
+        assert texts(bank, as_of=day) == found
 
 
 def test_an_expired_text_that_is_added_again_lives_again(bank):

@@ -6,6 +6,7 @@ import io
 import os
 import socket
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from bs4.exceptions import ParserRejectedMarkup
 from cmt.errors import InputError
 from cmt.readers import READERS, count_documents, read_path, read_stdin
 from cmt.records import Document, Failure
+from tests.unit.bank_pieces import make_piece
 from tests.unit.pdf_bytes import encrypted_pdf, pdf
 
 NOON_OF_MAY_4_2024 = 1_714_824_000
@@ -240,7 +242,7 @@ def test_json_lines_give_a_document_a_line_and_keep_other_fields_as_metadata(wri
             source="s",
             metadata={"a": 1, "b": [2]},
         ),
-        Document(text="clay", title="a", date="2024-05-04", source=str(path), stamped=True),
+        Document(text="clay", title="a", date="2024-05-04", source=str(path)),
     ]
 
 
@@ -309,8 +311,16 @@ def test_csv_rows_are_documents(write):
             source=str(path),
             metadata={"a": 1, "colour": "red"},
         ),
-        Document(text="silt", title="a", date="2024-05-04", source=str(path), stamped=True),
+        Document(text="silt", title="a", date="2024-05-04", source=str(path)),
     ]
+
+
+def test_rows_of_one_id_are_known_when_the_file_is_read_again(write, bank):
+    path = write("a.csv", "id,text\n1,sand\n1,silt\n")
+    for statuses in (["added", "updated"], ["unchanged", "unchanged"]):
+        rows = [replace(row, supersede=True) for row in read_path(path)]
+        outcomes = bank.add([(row, [make_piece(row.text)]) for row in rows])
+        assert [outcome.status for outcome in outcomes] == statuses
 
 
 def test_tsv_is_cut_at_tabs(write):

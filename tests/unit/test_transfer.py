@@ -77,6 +77,29 @@ def test_a_text_that_came_again_comes_back_as_often(bank, tmp_path, monkeypatch)
         assert transfer.import_bank(copy, tmp_path / "export").unchanged == 5
 
 
+@pytest.mark.parametrize("held", [["2020-05"], ["2026"], ["2020", "2023"]])
+def test_versions_that_hold_at_the_time_of_others_are_refused(bank, tmp_path, held):
+    for text, date in (("A", "2020"), ("B", "2022"), ("A", "2024")):
+        add(bank, text, 1, id="a", date=date, supersede=True)
+    transfer.export_bank(bank, tmp_path / "export")
+    with Bank.open(tmp_path / "copy.sqlite", FINGERPRINT) as copy:
+        for date in held:
+            add(copy, "A", 1, id="a", date=date, supersede=True)
+        versions = copy.history("a")
+        with pytest.raises(InputError, match=r"document 'a': expected an id .* got another "):
+            transfer.import_bank(copy, tmp_path / "export")
+        assert copy.history("a") == versions
+
+
+def test_the_only_version_with_another_date_is_unchanged(bank, tmp_path):
+    add(bank, "A", 1, id="a", date="2020")
+    transfer.export_bank(bank, tmp_path / "export")
+    with Bank.open(tmp_path / "copy.sqlite", FINGERPRINT) as copy:
+        add(copy, "A", 1, id="a", date="2021")
+        assert transfer.import_bank(copy, tmp_path / "export").unchanged == 1
+        assert copy.get("a").date == "2021"
+
+
 def test_a_date_that_is_none_of_an_old_bank_comes_along(bank, tmp_path):
     add(bank, "sand", 1, id="a")
     folder = tmp_path / "export"
