@@ -26,22 +26,13 @@ from cmt.padding import additive_mask, left_padded, padded_positions
 
 
 class Rows(Protocol):
-    """Prompts that are read, and what comes next of each.
-
-    Attributes:
-        may_shrink: Whether `keep` may be asked for.
-    """
-
-    may_shrink: bool
+    """Prompts that are read, and what comes next of each."""
 
     def logits(self) -> Tensor:
         """Read what comes next, give the logits (B, V) of the token after it."""
 
     def read(self, tokens_B: Tensor) -> None:
         """What comes next is a token of each row."""
-
-    def keep(self, rows_b: Tensor) -> None:
-        """Read on of these rows alone, in this order."""
 
     def close(self) -> None:
         """Nothing more is read."""
@@ -75,8 +66,6 @@ def rows(
 
 class GrowingRows:
     """Rows of any shape: what was read is in a cache of transformers' own."""
-
-    may_shrink = True
 
     def __init__(
         self,
@@ -140,8 +129,6 @@ class GrowingRows:
 class FixedRows:
     """Rows of a fixed shape, for a GPU with little to do."""
 
-    may_shrink = False
-
     def __init__(
         self,
         base: BaseModel,
@@ -172,10 +159,6 @@ class FixedRows:
     def read(self, tokens_B: Tensor) -> None:
         """What comes next is a token of each row."""
         self._tokens_B = tokens_B
-
-    def keep(self, rows_b: Tensor) -> None:
-        """Refused: the shape is fixed."""
-        raise NotImplementedError("rows of a fixed shape can't be fewer")
 
     def close(self) -> None:
         """Leave the buffers to others."""

@@ -21,7 +21,7 @@ from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from cmt.aggregation import Prefix
 from cmt.base_model import BaseModel
-from cmt.decoding import Rows, rows
+from cmt.decoding import GrowingRows, Rows, rows
 from cmt.errors import InputError
 from cmt.mixing import MixedPrefix, Mixer
 from cmt.objectives import memory_aware_logits
@@ -204,15 +204,16 @@ class _Reading:
 
     @property
     def may_shrink(self) -> bool:
-        """Whether `keep` may be asked for."""
-        return all(own is None or own.may_shrink for own in (self._rows, self._without))
+        """Whether `keep` may be asked for: rows of a fixed shape can't be fewer."""
+        own = (self._rows, self._without)
+        return all(one is None or isinstance(one, GrowingRows) for one in own)
 
     def keep(self, kept_b: Tensor) -> None:
         """Read on of these prompts alone."""
         rows_b = kept_b if self._mixer is None else self._mixer.kept(kept_b)
-        self._rows.keep(rows_b)
-        if self._without is not None:
-            self._without.keep(kept_b)
+        for own, kept in ((self._rows, rows_b), (self._without, kept_b)):
+            if isinstance(own, GrowingRows):
+                own.keep(kept)
 
     def close(self) -> None:
         """Nothing more is read."""

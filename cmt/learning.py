@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import islice
 from typing import Any, TypedDict
 
 import torch
@@ -251,6 +252,15 @@ def as_encoded(
                 memory=memories[place],
                 vectors=None if vectors is None else vectors[place].to("cpu", torch.bfloat16),
             )
+
+
+def shared_out(
+    encoded: Iterator[EncodedPiece], numbers: Sequence[int]
+) -> list[Iterable[EncodedPiece]]:
+    """Each document's pieces, so many; a single one's, maybe of several passes, as they come."""
+    if len(numbers) == 1:
+        return [encoded]
+    return [list(islice(encoded, number)) for number in numbers]
 
 
 def told(

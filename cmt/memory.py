@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar, Unpack, overload
 
@@ -50,6 +49,7 @@ from cmt.learning import (
     as_items,
     changed_document,
     drafts,
+    shared_out,
     split_for,
     told,
     windows,
@@ -286,11 +286,8 @@ class Memory(Holdings):
         """Store in {Mⁱ}: the window's documents, in one transaction."""
         pieces = [piece for draft in window for piece in draft.pieces]
         encoded = compress(pieces, lambda in_hand: tell(tally.progress(in_hand)))
-        entries: list[tuple[Document, Iterable[EncodedPiece]]]
-        if len(window) == 1:  # maybe several passes: a piece at a time
-            entries = [(window[0].document, encoded)]
-        else:
-            entries = [(own.document, list(islice(encoded, len(own.pieces)))) for own in window]
+        shares = shared_out(encoded, [len(draft.pieces) for draft in window])
+        entries = [(draft.document, own) for draft, own in zip(window, shares, strict=True)]
         outcomes = self.bank.add(entries, known_only=known_only)
         for outcome, draft in zip(outcomes, window, strict=True):
             tally.stored(outcome, draft.pieces)

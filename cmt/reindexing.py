@@ -14,14 +14,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 
 from cmt.bank import Bank
 from cmt.bank.staging import Staging, staging_path
 from cmt.compressor import Compressor
 from cmt.encoding import encode_documents
 from cmt.errors import InputError
-from cmt.learning import MOST_DOCUMENTS, as_encoded, split_for
+from cmt.learning import MOST_DOCUMENTS, as_encoded, shared_out, split_for
 from cmt.opening import fingerprint
 from cmt.records import StoredDocument
 from cmt.splitting import Piece
@@ -117,12 +116,7 @@ def _stage(
         pieces = [piece for task in tasks for piece in task.pieces]
         tokens = [piece.token_ids for piece in pieces]
         encoded = as_encoded(encode_documents(compressor, tokens, batch_tokens, K), pieces)
-        if len(tasks) == 1:  # maybe several passes: a piece at a time
-            staging.put([(tasks[0].number, tasks[0].document, encoded)])
-        else:
-            staging.put(
-                [
-                    (task.number, task.document, list(islice(encoded, len(task.pieces))))
-                    for task in tasks
-                ]
-            )
+        shares = shared_out(encoded, [len(task.pieces) for task in tasks])
+        staging.put(
+            [(task.number, task.document, own) for task, own in zip(tasks, shares, strict=True)]
+        )

@@ -204,7 +204,7 @@ def restore(
     ).fetchall()
     if _identity(*own) in {_identity(*version[:4]) for version in versions}:
         return Outcome(stored.id, "unchanged")
-    latest = [row for row in versions if stored.superseded_at is row[3] is None]
+    latest = [row for row in versions if stored.superseded_at is None and row[3] is None]
     for content_hash, date, *_ in latest:
         alike = entry.date in (date, None) or len(versions) == 1
         if content_hash == entry.content_hash and alike:

@@ -28,9 +28,10 @@ bank_option = click.option(
     envvar="CMT_BANK",
     help=f"The memory bank's file.  [default: $CMT_BANK, else {DEFAULT_BANK} in this folder]",
 )
+TIER = click.Choice(["bf16", "int8", "int4"])  # TIERS, without importing torch
 tier_option = click.option(
     "--tier",
-    type=click.Choice(["bf16", "int8", "int4"]),
+    type=TIER,
     help="How a bank that is made stores memories: int8 takes half the bytes, int4 a quarter.  "
     "[default: bf16]",
 )

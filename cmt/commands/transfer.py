@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cmt.commands.options import bank_option, json_option, on_terminal, print_json
+from cmt.commands.options import TIER, bank_option, json_option, on_terminal, print_json
 
 if TYPE_CHECKING:
     from cmt.bank.tensor_bytes import Tier
@@ -48,7 +48,7 @@ def export_command(folder: Path, as_json: bool, bank: Path) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--tier",
-    type=click.Choice(["bf16", "int8", "int4"]),
+    type=TIER,
     help="How a bank that is made stores memories.  [default: as the exported bank did]",
 )
 @json_option

@@ -108,9 +108,8 @@ def fit(
             if time.monotonic() - saved > config.save_seconds:
                 save_training_state(state, module, optimizer, step, _since(began, before))
                 saved = time.monotonic()
-    if step > done_before or not has_training_state(
-        state
-    ):  # others may read a finished one just now
+    # a finished one is left alone: others may read it just now
+    if step > done_before or not has_training_state(state):
         save_training_state(state, module, optimizer, step, _since(began, before))
     module.eval()
     return step

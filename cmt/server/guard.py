@@ -56,9 +56,8 @@ class Guard:
         except ServiceError as error:
             if status == 0:
                 await response(error)(scope, receive, noting)
-        except (
-            asyncio.CancelledError
-        ):  # by the server that stops; raised on, it would be a bug's 500
+        except asyncio.CancelledError:  # by the server that stops
+            # raised on, it would be a bug's 500
             if status == 0:
                 await response(StoppingError())(scope, receive, noting)
         finally:
