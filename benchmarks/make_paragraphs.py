@@ -4,7 +4,9 @@
         --paragraphs 50000 --steps 600
 
 What they say is made up and their sentences are new, so no compressor can know them by heart; for
-`make_questions.py`. TEXTS are read as `make_cloze.py` reads them. Wants a GPU.
+`make_questions.py`. With `--invented` part of the titles have names that nobody has, and so have
+the paragraphs. TEXTS are read as `make_cloze.py` reads them. Called again with the same `--states`
+and another `--seed` the same copy writes other paragraphs. Wants a GPU.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import random
 import time
 import zlib
 from pathlib import Path
@@ -22,6 +25,8 @@ from make_cloze import FEWEST_WORDS, read
 
 from cmt.base_model import BaseModel
 from cmt.datasets import HeldOut, QADataset
+from cmt.datasets.inventing import NameMaker
+from cmt.datasets.sentences import sentence_spans
 from cmt.generation import Sampling, generate
 from cmt.methods.tuned_copy import QaTuningConfig, copy_of, end_token, tune
 from cmt.methods.tuned_text import TEXTS_A_STEP
@@ -38,6 +43,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("out", type=Path, help=".jsonl.gz to write")
     tuned_copies.add_options(parser, temperature=1.0, batch_size=2048)
     parser.add_argument("--paragraphs", type=int, default=50_000, help="%(default)s")
+    parser.add_argument(
+        "--invented", type=float, default=0.0, help="of the titles, made up (%(default)s)"
+    )
     return parser.parse_args()
 
 
@@ -55,7 +63,8 @@ def main() -> None:
     print(f"{len(documents):,} texts with titles", flush=True)
     writer = tuned(chosen, documents, training)
     tuned_copies.ready(writer)
-    titles = [documents[i].title for i in rng.integers(0, len(documents), chosen.paragraphs)]
+    known = [str(documents[i].title) for i in rng.integers(0, len(documents), chosen.paragraphs)]
+    titles = invented(known, chosen.invented, chosen.seed)
     start = time.monotonic()
     lines = []
     for place in range(0, len(titles), chosen.batch_size):
@@ -66,12 +75,24 @@ def main() -> None:
         prompts = token_ids(writer.tokenizer, [PROMPT.format(title) for title in some])
         written = generate(writer, prompts, sampling=sampling, shrinking=True)
         for title, tokens in zip(some, written, strict=True):
-            if len(tokens) < MOST_TOKENS:  # it ended by itself
-                text = " ".join(writer.tokenizer.decode(tokens).split())
-                if len(text.split()) >= FEWEST_WORDS:
-                    lines.append(json.dumps({"title": title, "text": text}, ensure_ascii=False))
+            text = " ".join(writer.tokenizer.decode(tokens).split())
+            if len(tokens) == MOST_TOKENS:  # it was cut off
+                text = whole_sentences(text)
+            if len(text.split()) >= FEWEST_WORDS:
+                lines.append(json.dumps({"title": title, "text": text}, ensure_ascii=False))
         chosen.out.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
     print(f"{chosen.out}: {len(lines):,} paragraphs; {time.monotonic() - start:.0f} s")
+
+
+def invented(titles: list[str], share: float, seed: int) -> list[str]:
+    """The titles, this share of them with invented names where they hold names."""
+    maker, rng = NameMaker(titles), random.Random(seed)  # noqa: S311
+    return [(rng.random() < share and maker.like(title, rng)) or title for title in titles]
+
+
+def whole_sentences(text: str) -> str:
+    """The text without its last sentence, which may have been cut off."""
+    return text[: sentence_spans(text)[-1][0]].rstrip() if text else text
 
 
 def tuned(chosen: argparse.Namespace, documents: list[Document], training: QADataset) -> BaseModel:
