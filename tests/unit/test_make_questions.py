@@ -91,25 +91,42 @@ def test_the_copy_that_writes_is_tuned_once(folder: Path) -> None:
     assert tuned != BaseModel.load(str(folder / "model"), device="cpu").digest()
 
 
-def test_whole_paragraphs_are_kept(folder: Path) -> None:
+def test_what_is_written_ends_with_a_sentence(folder: Path) -> None:
     tokenizer = tiny.tokenizer()
     whole = "It is so \n" * 9
 
     def generate(_: object, prompts: Sequence[Sequence[int]], **__: object) -> list[list[int]]:
         titles = tokenizer.batch_decode(prompts)
         assert {title.removesuffix("\n") for title in titles} <= set(TITLES)
-        texts = [whole, "Too short.", "On and on. " * 60]
-        return [tokenizer(texts[n % 3])["input_ids"][:220] for n in range(len(titles))]
+        texts = [whole, "Too short.", "On and on. " * 60, "On and on " * 60]
+        return [tokenizer(texts[n % 4])["input_ids"][:220] for n in range(len(titles))]
 
-    more = ("--paragraphs", 12, "--batch-size", 6)
+    more = ("--paragraphs", 16, "--batch-size", 8)
     with mock.patch("cmt.generation.generate", generate):
         ran = run("make_paragraphs.py", *arguments(folder, "whole.jsonl.gz"), *more)
     assert ran.returncode == 0, ran.stderr
-    assert "/whole.jsonl.gz: 4 paragraphs; " in ran.stdout
-    content = gzip.decompress((folder / "whole.jsonl.gz").read_bytes())
-    lines = [json.loads(line) for line in content.splitlines()]
-    assert [line["text"] for line in lines] == [" ".join(whole.split())] * 4
+    assert "/whole.jsonl.gz: 8 paragraphs; " in ran.stdout
+    lines = written(folder / "whole.jsonl.gz")
+    texts = {line["text"] for line in lines}
+    assert " ".join(whole.split()) in texts
+    (cut_off,) = texts - {" ".join(whole.split())}
+    assert re.fullmatch(r"(On and on\. )+On and on\.", cut_off)
     assert {line["title"] for line in lines} <= set(TITLES)
+
+
+def test_titles_are_invented(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmt.datasets.inventing.SEEN", 1)  # so few names are spelled one way
+    text = tiny.tokenizer()("It is so. " * 9)["input_ids"]
+    more = ("--paragraphs", 12, "--invented", 1)
+    with mock.patch("cmt.generation.generate", lambda _, prompts, **__: [text] * len(prompts)):
+        ran = run("make_paragraphs.py", *arguments(folder, "invented.jsonl.gz"), *more)
+    assert ran.returncode == 0, ran.stderr
+    titles = {line["title"] for line in written(folder / "invented.jsonl.gz")}
+    assert len(titles - set(TITLES)) > 3
+
+
+def written(file: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
 
 
 def test_no_title_to_write_under(folder: Path) -> None:
