@@ -17,7 +17,7 @@ from cmt.base_model import BaseModel
 from cmt.errors import InputError
 from cmt.generation import Sampling, collect
 from cmt.matching import Hit
-from cmt.records import ABSTENTION, Answer, Match, StoredMemory
+from cmt.records import ABSTENTION, Answer, Match
 from cmt.reranking import combined_scores
 from cmt.selection import Filters
 
@@ -48,7 +48,8 @@ class Found:
     """What self-matching found for one question, best first.
 
     Attributes:
-        memories: (L, 2, G, K, E) each; none where only sources were asked for.
+        memories: (L, 2, G, K, E) each, on the model's device; none where only sources were asked
+            for.
         older: Matches that were passed over for one of `matches`, a later one on the subject.
     """
 
@@ -125,7 +126,7 @@ class Reading:
 
 
 def candidates(
-    hits: Sequence[Hit], sources: Mapping[int, MemorySource], stored: Mapping[int, StoredMemory]
+    hits: Sequence[Hit], sources: Mapping[int, MemorySource], tensors: Mapping[int, torch.Tensor]
 ) -> Found:
     """One question's hits, weights still to come; sources and, if any, memories by memory id."""
     matches = [
@@ -138,7 +139,7 @@ def candidates(
         )
         for hit in hits
     ]
-    return Found(tuple(matches), [stored[hit.memory_id].memory for hit in hits] if stored else [])
+    return Found(tuple(matches), [tensors[hit.memory_id] for hit in hits] if tensors else [])
 
 
 def best(

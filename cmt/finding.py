@@ -161,8 +161,10 @@ class Finder:
                 _logger.warning("memory %d is left out of matching: %s", error.memory_id, error)
                 self._index.leave_out(error.memory_id)
                 continue
-            stored = {memory.memory_id: memory for memory in read}
-            return hits, [candidates(own, sources, stored) for own in hits]
+            # Each goes to the model's device by itself: joined here first, they were copied twice.
+            device = questions.keys_QC.device
+            tensors = {memory.memory_id: memory.memory.to(device) for memory in read}
+            return hits, [candidates(own, sources, tensors) for own in hits]
         raise BankError(
             f"expected to read the memories found in {self._bank.path}, but they were deleted "
             f"meanwhile, {_ATTEMPTS} times in a row: ask again"
