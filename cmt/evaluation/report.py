@@ -95,7 +95,10 @@ def _shipped(methods: Mapping[str, Record]) -> str:
     if not told:
         return ""
     digests = ", ".join(sorted(told))
-    return f" The shipped checkpoint is the one whose files' digest begins with {digests}."
+    return (
+        " Rows of the shipped checkpoint are of the one that was shipped when they were measured, "
+        f"whose files' digest begins with {digests}."
+    )
 
 
 def _costs(methods: Mapping[str, Record]) -> str:

@@ -87,7 +87,7 @@ def test_the_table_tells_which_checkpoint_was_shipped(store: ResultStore) -> Non
     for name, checkpoint in (("mac", "shipped 0000"), ("kv_memory", "shipped abc123")):
         store.save(name, "stream", settings(checkpoint=checkpoint), stream, MADE)
     text = markdown([read_result(file) for file in store.folder.glob("*.json")], DATASET)
-    assert "one whose files' digest begins with abc123." in text
+    assert "when they were measured, whose files' digest begins with abc123." in text
 
 
 def test_the_table_tells_whether_memories_are_read(store: ResultStore) -> None:
