@@ -344,8 +344,8 @@ class Memory(Holdings):
             sampling: How tokens are chosen.
             batch_size: Questions answered together.
             min_score: Least cosine of question and first match, the best after re-ranking; None
-                answers in any case. With the shipped compressor 0.398 abstains from one answerable
-                question in ten and 96% of the unanswerable (benchmarks/abstention.py).
+                answers in any case. With the shipped compressor 0.408 abstains from one answerable
+                question in ten and 93% of the unanswerable (benchmarks/abstention.py).
             prefer_later: Of candidates on one subject that match about as well, read the one
                 with the later date; the others are the answer's `older`. (freshness.py)
             lexical: Weight of BM25 on the stored texts beside the logit of matching, for rare
