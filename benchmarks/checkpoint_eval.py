@@ -39,17 +39,17 @@ def settings(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for size in options.memory_tokens or [None]:
         for number, rerank in enumerate(options.rerank):
             yield {"memory_tokens": size, "rerank": rerank, "tier": "bf16", "how": "concatenate",
-                   "top_k": options.top_k, "given": number == 0}  # fmt: skip
+                   "top_k": options.top_k, "given": options.given and number == 0}  # fmt: skip
         for alpha in options.alpha:
             yield {"memory_tokens": size, "rerank": options.rerank[0], "tier": "bf16",
-                   "how": "concatenate", "top_k": options.top_k[:1], "given": True,
+                   "how": "concatenate", "top_k": options.top_k[:1], "given": options.given,
                    "alpha": alpha}  # fmt: skip
         for how in options.aggregate:
             yield {"memory_tokens": size, "rerank": options.rerank[0], "tier": "bf16", "how": how,
                    "top_k": [k for k in options.top_k if k > 1], "given": False}  # fmt: skip
         for tier in options.tiers:
             yield {"memory_tokens": size, "rerank": options.rerank[0], "tier": tier,
-                   "how": "concatenate", "top_k": options.top_k[:1], "given": True}  # fmt: skip
+                   "how": "concatenate", "top_k": options.top_k[:1], "given": options.given}  # fmt: skip
 
 
 def measure(
@@ -104,6 +104,10 @@ def main() -> None:
     parser.add_argument("--aggregate", nargs="*", default=[], choices=("mix", "posterior"))
     parser.add_argument("--alpha", type=float, nargs="*", default=[], help="of decoding")
     parser.add_argument("--tiers", nargs="*", default=[], choices=list(TIERS))
+    parser.add_argument(
+        "--given", action=argparse.BooleanOptionalAction, default=True,
+        help="also answered from the right memory",
+    )  # fmt: skip
     parser.add_argument("--questions", type=int, help="the first so many only")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device")
