@@ -49,7 +49,8 @@ def settings(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                    "top_k": [k for k in options.top_k if k > 1], "given": False}  # fmt: skip
         for tier in options.tiers:
             yield {"memory_tokens": size, "rerank": options.rerank[0], "tier": tier,
-                   "how": "concatenate", "top_k": options.top_k[:1], "given": options.given}  # fmt: skip
+                   "how": "concatenate", "top_k": options.top_k[:1],
+                   "given": options.given}  # fmt: skip
 
 
 def measure(
