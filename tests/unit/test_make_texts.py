@@ -60,7 +60,6 @@ def made(file: Path) -> list[tuple[str, str]]:
 
 
 def test_articles_without_markup(tmp_path: Path) -> None:
-    pytest.importorskip("mwparserfromhell")
     pages = (
         page("Arbon", ARTICLE),
         page("Old Arbon", f"What redirects {LONG}", more='<redirect title="Arbon" />'),
