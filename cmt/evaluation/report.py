@@ -87,18 +87,27 @@ def _accuracy(methods: Mapping[str, Record], kind: str) -> str:
 
 def _shipped(methods: Mapping[str, Record]) -> str:
     """Which checkpoint was shipped when its rows were measured."""
-    told = {
-        str(record["settings"].get("checkpoint", "")).removeprefix("shipped ")
-        for name, record in methods.items()
-        if "shipped checkpoint" in title(name)
-    }
-    if not told:
+    rows_of: dict[str, list[str]] = {}
+    for name, record in methods.items():
+        if "shipped checkpoint" in title(name):
+            rows_of.setdefault(_checkpoint(name, record), []).append(title(name))
+    if not rows_of:
         return ""
-    digests = ", ".join(sorted(told))
+    told = [
+        digest if len(rows_of) == 1 else f"{digest} ({'; '.join(rows)})"
+        for digest, rows in sorted(rows_of.items())
+    ]
     return (
         " Rows of the shipped checkpoint are of the one that was shipped when they were measured, "
-        f"whose files' digest begins with {digests}."
+        f"whose files' digest begins with {', '.join(told)}."
     )
+
+
+def _checkpoint(name: str, record: Record) -> str:
+    """What the digest of a shipped checkpoint's files begins with; of other rows nothing."""
+    if "shipped checkpoint" not in title(name):
+        return "–"
+    return str(record["settings"].get("checkpoint", "")).removeprefix("shipped ")
 
 
 def _costs(methods: Mapping[str, Record]) -> str:
@@ -233,12 +242,13 @@ def _made(parts_of: Mapping[str, Mapping[str, Record]]) -> str:
     of_command: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for part, rows in parts_of.items():
         for name, record in rows.items():
-            stamp = tuple(str(record[own]) for own in ("command", "commit", "hardware", "date"))
-            of_command.setdefault((*stamp[:3], stamp[3][:10]), {}).setdefault(name, []).append(part)
-    lines = _head("Made by", "rows", "date", "commit", "hardware", "command")
-    for (command, commit, hardware, date), made in of_command.items():
+            made_by = (str(record["date"])[:10], record["commit"], record["hardware"],
+                       _checkpoint(name, record), record["command"])  # fmt: skip
+            of_command.setdefault(made_by, {}).setdefault(name, []).append(part)
+    lines = _head("Made by", "rows", "date", "commit", "hardware", "checkpoint", "command")
+    for (*stamp, command), made in of_command.items():
         told = "; ".join(f"{title(name)}: {', '.join(parts)}" for name, parts in made.items())
-        lines.append(_line(told, date, commit, hardware, f"`{command}`"))
+        lines.append(_line(told, *stamp, f"`{command}`"))
     return "\n".join(lines)
 
 

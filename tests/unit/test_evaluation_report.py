@@ -26,6 +26,7 @@ from cmt.evaluation.results import (
 )
 from cmt.evaluation.stream import reading, retention, robustness, run_stream
 from cmt.evaluation.stream_costs import measure_costs
+from cmt.methods import METHODS
 from tests.unit.test_evaluation_stream import DATA, UNRELATED, Forgetful, Told
 
 MADE = stamp(torch.device("cpu"), "abc1234")
@@ -88,6 +89,17 @@ def test_the_table_tells_which_checkpoint_was_shipped(store: ResultStore) -> Non
         store.save(name, "stream", settings(checkpoint=checkpoint), stream, MADE)
     text = markdown([read_result(file) for file in store.folder.glob("*.json")], DATASET)
     assert "when they were measured, whose files' digest begins with abc123." in text
+    assert f"| {MADE.hardware} | abc123 | `{MADE.command}` |" in text
+    assert f"| {MADE.hardware} | – | `{MADE.command}` |" in text
+
+
+def test_the_table_tells_which_row_is_of_which_shipped_checkpoint(store: ResultStore) -> None:
+    stream = without_predictions(run_stream(Forgetful(), DATA))
+    for name, checkpoint in (("kv_memory_rerank", "shipped abc"), ("kv_memory", "shipped 0123")):
+        store.save(name, "stream", settings(checkpoint=checkpoint), stream, MADE)
+    text = markdown([read_result(file) for file in store.folder.glob("*.json")], DATASET)
+    one, other = METHODS["kv_memory"].title, METHODS["kv_memory_rerank"].title
+    assert f"digest begins with 0123 ({one}), abc ({other})." in text
 
 
 def test_the_table_tells_whether_memories_are_read(store: ResultStore) -> None:
