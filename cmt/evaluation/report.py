@@ -89,8 +89,8 @@ def _shipped(methods: Mapping[str, Record]) -> str:
     """Which checkpoint was shipped when its rows were measured."""
     rows_of: dict[str, list[str]] = {}
     for name, record in methods.items():
-        if "shipped checkpoint" in title(name):
-            rows_of.setdefault(_checkpoint(name, record), []).append(title(name))
+        if (digest := _checkpoint(name, record)) is not None:
+            rows_of.setdefault(digest, []).append(title(name))
     if not rows_of:
         return ""
     told = [
@@ -103,10 +103,10 @@ def _shipped(methods: Mapping[str, Record]) -> str:
     )
 
 
-def _checkpoint(name: str, record: Record) -> str:
-    """What the digest of a shipped checkpoint's files begins with; of other rows nothing."""
+def _checkpoint(name: str, record: Record) -> str | None:
+    """What the digest of a shipped checkpoint's files begins with; None for other rows."""
     if "shipped checkpoint" not in title(name):
-        return "–"
+        return None
     return str(record["settings"].get("checkpoint", "")).removeprefix("shipped ")
 
 
@@ -243,7 +243,7 @@ def _made(parts_of: Mapping[str, Mapping[str, Record]]) -> str:
     for part, rows in parts_of.items():
         for name, record in rows.items():
             made_by = (str(record["date"])[:10], record["commit"], record["hardware"],
-                       _checkpoint(name, record), record["command"])  # fmt: skip
+                       _checkpoint(name, record) or "–", record["command"])  # fmt: skip
             of_command.setdefault(made_by, {}).setdefault(name, []).append(part)
     lines = _head("Made by", "rows", "date", "commit", "hardware", "checkpoint", "command")
     for (*stamp, command), made in of_command.items():
